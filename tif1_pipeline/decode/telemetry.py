@@ -1,0 +1,294 @@
+"""Telemetry: ``{DRV}/{lap}_tel.json``, one file a lap, hundreds to thousands of them a session.
+
+Two paths lead to the same values. The fast one has simdjson write each list of numbers into a buffer that numpy reads,
+without a Python object a number. It takes strict JSON only: a list with missing values falls back alone, a file with
+bare ``NaN`` or anything else unusual as a whole.
+"""
+
+import threading
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+import pyarrow as pa
+
+from tif1_pipeline.datasets import CATEGORY, CHANNEL, DURATION, FLAG, FLOAT, TELEMETRY, TEXT
+from tif1_pipeline.decode import columns, parsing
+from tif1_pipeline.exceptions import InvalidDataError
+from tif1_pipeline.keys import fold
+
+if TYPE_CHECKING:
+    import simdjson
+
+Dtype = Literal["float32", "float64"]
+
+# The key that says whose file it is, and the channels that are no floats.
+_KEY, _TIME, _AHEAD = "dataKey", "time", "driver_ahead"
+# The rows of a lap's block. Whole numbers and flags travel as floats too, with NaN for null: they are small.
+_CHANNELS = {source: column for source, column in TELEMETRY.by_source.items() if source not in (_TIME, _AHEAD)}
+_INTEGERS = frozenset(source for source, column in _CHANNELS.items() if pa.types.is_integer(column.type))
+
+
+def telemetry_schema(dtype: Dtype = "float32") -> pa.Schema:
+    """Return the schema of telemetry tables with channels of this type."""
+    schema = TELEMETRY.schema
+    if dtype == "float64":
+        for index, field in enumerate(schema):
+            if field.type == CHANNEL:
+                schema = schema.set(index, field.with_type(pa.float64()))
+    return schema
+
+
+@dataclass(frozen=True, slots=True)
+class _Lap:
+    """One decoded file of n samples.
+
+    Attributes:
+        time: int64 nanoseconds, shape (n,), 0 where missing.
+        untimed: Where the time is missing, shape (n,); None if it never is.
+        block: Channels in the order of ``_CHANNELS``, shape (channels, n), NaN where missing.
+        ahead: Driver ahead, text as published; None if the file does not say.
+        extra: Unknown channels by their name in the file.
+    """
+
+    time: np.ndarray
+    untimed: np.ndarray | None
+    block: np.ndarray
+    ahead: pa.Array | None
+    extra: dict[str, pa.Array]
+
+
+class TelemetryBuilder:
+    """Collects the laps of one session, in any order and from any number of threads, into one table.
+
+    Args:
+        dtype: Type of the channels. Times, whole numbers and flags are exact with both.
+        expected: How the files' ``dataKey`` begins, where that is known: ``"2025-Dutch Grand Prix-Race"``.
+    """
+
+    def __init__(self, dtype: Dtype = "float32", expected: str | None = None) -> None:
+        self._dtype = np.dtype(dtype)
+        self._schema = telemetry_schema(dtype)
+        self._expected = expected
+        # Setting an item is atomic, so threads need no lock.
+        self._laps: dict[tuple[str, int], _Lap] = {}
+        # A simdjson parser keeps its memory for the next file, and serves one thread.
+        self._local = threading.local()
+
+    def add(self, driver: str, lap: int, body: bytes) -> int:
+        """Decode one file. A lap that was added before is replaced.
+
+        Args:
+            driver: Three-letter code of the driver whose file it is.
+            lap: Number of the lap whose file it is.
+            body: The file.
+
+        Returns:
+            Its number of samples.
+
+        Raises:
+            InvalidDataError: The body is not such a file, or it is another lap's. The builder is as before.
+        """
+        file = f"{driver}/{lap}_tel.json"
+        with parsing.reading(file):
+            tel = self._parse(body, file)
+            self._check_key(tel.pop(_KEY, None), driver, lap, file)
+            decoded = _decode(tel, self._dtype, file)
+        self._laps[driver, lap] = decoded
+        return len(decoded.time)
+
+    def _parse(self, body: bytes, file: str) -> dict[str, Any]:
+        if not hasattr(self._local, "parser"):
+            import simdjson  # nothing but telemetry needs it
+
+            self._local.parser = simdjson.Parser()
+        tel = _parse_fast(self._local.parser, body)
+        if tel is None:
+            tel = parsing.parse_object(body, file).get("tel")
+            if not isinstance(tel, dict):
+                raise InvalidDataError(f"{file}: there is no object 'tel' in it", file=file, columns=["tel"])
+        parsing.check_width(tel, file)
+        return tel
+
+    def _check_key(self, key: Any, driver: str, lap: int, file: str) -> None:
+        if key is None:
+            return
+        expected = self._expected
+        head, _, number = str(key).rpartition("-")
+        session, _, code = head.rpartition("-")
+        # Names come with and without accents, composed and decomposed: folded they are one.
+        same_session = expected is None or session == expected or fold(session) == fold(expected)
+        if not (same_session and code == driver and number.removesuffix(".0") == str(lap)):
+            raise InvalidDataError(
+                f"{file}: column '{_KEY}' is {parsing.short(key)}, not '{expected or '…'}-{driver}-{lap}': "
+                "another lap's file",
+                file=file,
+                columns=[_KEY],
+            )
+
+    def table(self, drivers: Sequence[str] = ()) -> pa.Table:
+        """Return all laps as one table.
+
+        Args:
+            drivers: Their order; those not named follow in the order in which they first came.
+
+        Returns:
+            One row a sample, by driver, lap and the file's order; the schema of :func:`telemetry_schema` and the files'
+            unknown channels, which are null in laps that lack them.
+        """
+        collected = self._laps.copy()
+        order = list(dict.fromkeys((*drivers, *(driver for driver, _ in collected))))
+        rank = {driver: place for place, driver in enumerate(order)}
+        keys = sorted(collected, key=lambda key: (rank[key[0]], key[1]))
+        laps = [collected[key] for key in keys]
+        samples = [len(lap.time) for lap in laps]
+        present = list(dict.fromkeys(driver for driver, _ in keys))
+        codes = np.array([present.index(driver) for driver, _ in keys], dtype=np.int32)
+        arrays = {
+            "Driver": pa.DictionaryArray.from_arrays(np.repeat(codes, samples), pa.array(present, pa.string())),
+            "LapNumber": pa.array(np.repeat(np.array([lap for _, lap in keys], dtype=np.int32), samples)),
+            TELEMETRY.by_source[_TIME].name: _times(laps),
+            TELEMETRY.by_source[_AHEAD].name: _drivers_ahead(laps),
+        }
+        for row, column in enumerate(_CHANNELS.values()):
+            joined = _join((lap.block[row] for lap in laps), self._dtype)
+            arrays[column.name] = _channel(joined, self._schema.field(column.name).type)
+        extra = _unknown_channels(laps)
+        schema = columns.extend(self._schema, {name: array.type for name, array in extra.items()})
+        return pa.Table.from_arrays([*(arrays[name] for name in self._schema.names), *extra.values()], schema=schema)
+
+
+def _join(parts: Iterable[np.ndarray], dtype: Any) -> np.ndarray:
+    # The empty part keeps the type when there are no laps.
+    return np.concatenate([np.empty(0, dtype), *parts])
+
+
+def _times(laps: Sequence[_Lap]) -> pa.Array:
+    mask = None
+    if any(lap.untimed is not None for lap in laps):
+        mask = _join((np.zeros(len(lap.time), bool) if lap.untimed is None else lap.untimed for lap in laps), bool)
+    return pa.array(_join((lap.time for lap in laps), np.int64), mask=mask).view(DURATION)
+
+
+def _drivers_ahead(laps: Sequence[_Lap]) -> pa.Array:
+    if all(lap.ahead is None for lap in laps):
+        return pa.nulls(sum(len(lap.time) for lap in laps), CATEGORY)
+    parts = [pa.nulls(len(lap.time), TEXT) if lap.ahead is None else lap.ahead for lap in laps]
+    return columns.categories(pa.concat_arrays(parts))
+
+
+def _channel(joined: np.ndarray, kind: pa.DataType) -> pa.Array:
+    missing = np.isnan(joined)
+    mask = missing if missing.any() else None
+    if pa.types.is_floating(kind):
+        return pa.array(joined, mask=mask)
+    if mask is not None:
+        joined = np.where(mask, 0, joined)
+    return pa.array(joined != 0 if pa.types.is_boolean(kind) else joined.astype(kind.to_pandas_dtype()), mask=mask)
+
+
+def _unknown_channels(laps: Sequence[_Lap]) -> dict[str, pa.Array]:
+    found: dict[str, pa.Array] = {}
+    for name in dict.fromkeys(name for lap in laps for name in lap.extra):
+        kind = columns.unify(lap.extra[name].type for lap in laps if name in lap.extra)
+        found[name] = pa.concat_arrays(
+            columns.recast(lap.extra[name], kind) if name in lap.extra else pa.nulls(len(lap.time), kind)
+            for lap in laps
+        )
+    return found
+
+
+def _parse_fast(parser: "simdjson.Parser", body: bytes) -> dict[str, Any] | None:
+    """Return the content of ``tel``: lists of numbers as float64 arrays, everything else as Python values.
+
+    Returns None for what needs the tolerant parser. Never raises while simdjson's proxies are alive: a traceback would
+    keep them, and their parser refuses the next file until they are gone.
+    """
+    try:
+        document: Any = parser.parse(body)
+        tel = document["tel"]
+        names = list(tel.keys())
+        # Of two equal keys simdjson finds the first, other parsers the last.
+        if len(set(names)) < len(names) or list(document.keys()).count("tel") > 1:
+            return None
+    except (ValueError, RuntimeError, LookupError, TypeError, AttributeError):
+        return None
+    found: dict[str, Any] = {}
+    lists = 0
+    for name in names:
+        value = tel[name]
+        if hasattr(value, "as_buffer"):
+            lists += 1
+            try:
+                found[name] = np.frombuffer(value.as_buffer(of_type="d"))
+            except (TypeError, ValueError):
+                found[name] = value.as_list()
+        else:
+            found[name] = value.as_dict() if hasattr(value, "as_dict") else value
+    # as_buffer flattens lists in lists; where there are as many brackets as lists, there are none.
+    return found if _has_brackets(body, lists) else None
+
+
+def _has_brackets(body: bytes, count: int) -> bool:
+    """Return whether there are just so many ``[``. Hopping from one to the next is ten times faster than ``count``."""
+    at = -1
+    for _ in range(count):
+        at = body.find(b"[", at + 1)
+    return body.find(b"[", at + 1) < 0
+
+
+def _decode(tel: Mapping[str, Any], dtype: np.dtype, file: str) -> _Lap:
+    lengths = {name: len(value) for name, value in tel.items() if isinstance(value, list | np.ndarray)}
+    parsing.check_required([_TIME], lengths, file)
+    rows = parsing.check_lengths(lengths, file)
+    seconds = _floats(tel[_TIME], rows, columns.Place(file, TELEMETRY.by_source[_TIME]))
+    untimed = np.isnan(seconds)
+    block = np.empty((len(_CHANNELS), rows), dtype)
+    with np.errstate(over="raise"):
+        for row, (source, column) in enumerate(_CHANNELS.items()):
+            if source not in tel:
+                block[row] = np.nan
+                continue
+            values = tel[source]
+            if not isinstance(values, np.ndarray) or source in _INTEGERS:
+                values = _floats(values, rows, columns.Place(file, column))
+            try:
+                block[row] = values
+            except FloatingPointError:
+                too_large = float(values[np.argmax(np.abs(np.nan_to_num(values)))])
+                raise columns.Place(file, column).refuse(too_large, f"number of {dtype}'s range") from None
+    return _Lap(
+        columns.nanoseconds(seconds, columns.Place(file, TELEMETRY.by_source[_TIME])),
+        untimed if untimed.any() else None,
+        block,
+        _texts(tel[_AHEAD], rows, columns.Place(file, TELEMETRY.by_source[_AHEAD])) if _AHEAD in tel else None,
+        {name: _unknown(tel[name]) for name in lengths if name not in TELEMETRY.by_source},
+    )
+
+
+def _floats(value: Any, rows: int, where: columns.Place) -> np.ndarray:
+    """Return a channel as float64, NaN where values are missing; one value stands for all rows."""
+    if not isinstance(value, np.ndarray):
+        values = value if isinstance(value, list) else [value] * rows
+        if columns.is_blank(values):
+            return np.full(rows, np.nan)
+        value = columns.numbers(columns.worded(values) if where.column.type == FLAG else values, where)
+    if pa.types.is_integer(where.column.type):
+        columns.check_integers(value, where)
+    return value
+
+
+def _texts(value: Any, rows: int, where: columns.Place) -> pa.Array:
+    if isinstance(value, np.ndarray):
+        value = value.tolist()
+    values = value if isinstance(value, list) else [parsing.constant(_AHEAD, value, where.file)] * rows
+    return columns.untidy_texts(values, where)
+
+
+def _unknown(values: list[Any] | np.ndarray) -> pa.Array:
+    if isinstance(values, np.ndarray):
+        return pa.array(values)
+    array = columns.infer(values)
+    # The fast path does not tell integers from floats, so neither does this one.
+    return array.cast(FLOAT, safe=False) if pa.types.is_integer(array.type) else array
