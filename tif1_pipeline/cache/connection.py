@@ -1,0 +1,220 @@
+"""The one place that opens SQLite connections, with every pragma."""
+
+import os
+import sqlite3
+import struct
+import threading
+import time
+from contextlib import suppress
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import NamedTuple
+
+from tif1_pipeline.config import Config
+from tif1_pipeline.exceptions import CacheVersionError
+
+APPLICATION_ID = 0x54494631
+"""``"TIF1"`` in the file header: how a cache is told from any other SQLite database."""
+LAYOUT_VERSION = 1
+"""Raised with every change of the tables; kept in the file header as ``user_version``."""
+
+FILE_MODE = 0o640
+DIRECTORY_MODE = 0o750
+JOURNAL_LIMIT = 64 << 20
+_MAGIC = b"SQLite format 3\0"
+_DAMAGED = {sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB}
+_LOCKED = {sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED}
+
+
+class Settings(NamedTuple):
+    """What a connection depends on; a connection opened under other values is closed and opened anew."""
+
+    path: Path
+    page_size: int
+    cache_size: int
+    autocheckpoint: int
+    mmap_size: int
+    lock_timeout: float
+
+    @classmethod
+    def of(cls, config: Config, path: Path) -> "Settings":
+        """Take them from the configuration as it is now."""
+        return cls(
+            path,
+            config.cache_page_size,
+            config.cache_cache_size,
+            config.cache_wal_autocheckpoint,
+            config.cache_mmap_size,
+            config.cache_lock_timeout.total_seconds(),
+        )
+
+
+def connect(settings: Settings, *, timeout: float | None = None) -> sqlite3.Connection:
+    """Open an existing cache file.
+
+    Args:
+        settings: Path and pragmas.
+        timeout: Seconds to wait for a lock, where ``lock_timeout`` is too long.
+
+    Raises:
+        sqlite3.OperationalError: There is no such file, or it cannot be opened.
+    """
+    connection = sqlite3.connect(
+        f"{settings.path.absolute().as_uri()}?mode=rw",  # rw: a cache that was deleted is not created by a read
+        uri=True,
+        timeout=settings.lock_timeout if timeout is None else timeout,
+        isolation_level=None,  # transactions are begun by us: the module's own would begin them deferred
+        check_same_thread=False,  # close() closes the connections of all threads
+    )
+    try:
+        for pragma in (
+            f"page_size={settings.page_size}",  # counts for a new file; in an old one from the next vacuum on
+            f"cache_size={settings.cache_size}",
+            f"mmap_size={settings.mmap_size}",
+            f"wal_autocheckpoint={settings.autocheckpoint}",
+            # In WAL mode NORMAL loses the last commits in a power cut and never the file; FULL syncs each commit.
+            "synchronous=NORMAL",
+            "foreign_keys=ON",  # off by default; removing an entry removes its parts
+            f"journal_size_limit={JOURNAL_LIMIT}",  # else the log of one large write stays on disk for ever
+            "secure_delete=OFF",  # some builds zero every freed page: half the time of replacing a race's telemetry
+            "trusted_schema=OFF",  # functions named in a foreign file's schema are not run
+        ):
+            connection.execute(f"PRAGMA {pragma}")
+    except BaseException:
+        connection.close()
+        raise
+    return connection
+
+
+_looked_at: set[tuple[int, int]] = set()
+_looking = threading.Lock()
+
+
+def first_look(path: Path, identity: tuple[int, int]) -> bool:
+    """Judge a file by its first bytes, without SQLite, which would recover or checkpoint a database that is not ours.
+
+    Once in a process and never again: closing a file drops all locks that the process has on it (POSIX), those of
+    SQLite's open connections too, and another process would write at the same time.
+
+    Returns:
+        False if it is no SQLite database, nor empty.
+
+    Raises:
+        CacheVersionError: It belongs to another program, or to another version of this one.
+    """
+    with _looking:
+        if identity in _looked_at:
+            return True
+        with path.open("rb") as file:
+            head = file.read(100)
+        if len(head) == 100 and head.startswith(_MAGIC):
+            user_version, application_id = struct.unpack(">I4xI", head[60:72])
+            check_marks(path, application_id, user_version)
+        elif head:
+            return False
+        _looked_at.add(identity)
+        return True
+
+
+def check_marks(path: Path, application_id: int, layout: int) -> None:
+    """Refuse a database that is not a cache of this layout.
+
+    Raises:
+        CacheVersionError: It belongs to another program, or to another version of this one.
+    """
+    if application_id != APPLICATION_ID:
+        raise CacheVersionError(
+            f"{path} is a database of another program (application id {application_id:#x}); nothing in it was "
+            "changed. Set cache_dir or cache_filename to another place, or move that file away",
+            path=str(path),
+        )
+    if layout != LAYOUT_VERSION:
+        advice = "update tif1_pipeline" if layout > LAYOUT_VERSION else "move the file away"
+        raise CacheVersionError(
+            f"{path} has cache layout {layout}, this version of tif1_pipeline knows {LAYOUT_VERSION}; nothing in it "
+            f"was changed. Either {advice}, or set cache_dir or cache_filename to another place",
+            path=str(path),
+            layout=layout,
+        )
+
+
+def has_tables(connection: sqlite3.Connection, path: Path) -> bool:
+    """Tell a cache file from an empty one.
+
+    Raises:
+        CacheVersionError: It belongs to another program, or to another version of this one.
+    """
+    marks = [connection.execute(f"PRAGMA {name}").fetchone()[0] for name in ("application_id", "user_version")]
+    if not any(marks) and not connection.execute("SELECT count(*) FROM sqlite_master").fetchone()[0]:
+        return False  # just made, or the creation was killed and opening the file has rolled it back
+    check_marks(path, *marks)
+    return True
+
+
+def create_file(path: Path) -> None:
+    """Make the empty file and its folder, closed to others whatever the umask; SQLite gives -wal and -shm its mode."""
+    missing = []
+    folder = path.parent
+    while not folder.exists():
+        missing.append(folder)
+        folder = folder.parent
+    for folder in reversed(missing):
+        with suppress(FileExistsError):  # another process was quicker
+            folder.mkdir()
+            folder.chmod(DIRECTORY_MODE)
+    with _looking, suppress(FileExistsError):  # closing it must not drop the locks of a connection made meanwhile
+        descriptor = os.open(path, os.O_CREAT | os.O_EXCL | os.O_RDWR, FILE_MODE)
+        try:
+            os.fchmod(descriptor, FILE_MODE)
+        finally:
+            os.close(descriptor)
+
+
+def set_aside(path: Path) -> Path:
+    """Rename a damaged cache file and its log, so that a new one can start; returns the new name."""
+    stamp = datetime.now(UTC).strftime("%Y%m%dT%H%M%S.%fZ")
+    kept = path.with_name(f"{path.name}.damaged-{stamp}")
+    path.rename(kept)
+    for suffix in ("-wal", "-journal"):
+        with suppress(FileNotFoundError):
+            path.with_name(path.name + suffix).rename(kept.with_name(kept.name + suffix))
+    with suppress(FileNotFoundError):
+        path.with_name(path.name + "-shm").unlink()
+    return kept
+
+
+def file_identity(path: Path) -> tuple[int, int] | None:
+    """Return what tells this file from another of the same name; None if there is none."""
+    try:
+        status = os.stat(path)  # noqa: PTH116 - on every read; Path.stat costs twice as much
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    return status.st_dev, status.st_ino
+
+
+def is_damaged(error: BaseException) -> bool:
+    """Tell whether SQLite found the file malformed."""
+    return getattr(error, "sqlite_errorcode", 0) & 0xFF in _DAMAGED
+
+
+def is_locked(error: BaseException) -> bool:
+    """Tell whether another connection held a lock for too long."""
+    return getattr(error, "sqlite_errorcode", 0) & 0xFF in _LOCKED
+
+
+def set_journal_mode(connection: sqlite3.Connection, *, wal: bool, timeout: float) -> None:
+    """Switch the file's journal mode; SQLite's busy timeout does not cover this, so wait here."""
+    mode = "wal" if wal else "delete"
+    deadline = time.monotonic() + timeout
+    while True:
+        try:
+            if connection.execute("PRAGMA journal_mode").fetchone()[0] == mode:
+                return
+            if connection.execute(f"PRAGMA journal_mode={mode}").fetchone()[0] == mode:
+                return
+        except sqlite3.OperationalError as error:
+            if not is_locked(error) or time.monotonic() > deadline:
+                raise
+        if time.monotonic() > deadline:
+            return  # other connections keep the former mode in use; both are correct
+        time.sleep(0.01)

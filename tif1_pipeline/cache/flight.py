@@ -1,0 +1,144 @@
+"""One fetch for many who want the same: threads of a process share it, processes take turns by a lease in the file."""
+
+import logging
+import threading
+import time
+import uuid
+from collections.abc import Callable
+from concurrent.futures import Future
+from typing import Any
+
+from tif1_pipeline.cache.database import Database
+from tif1_pipeline.exceptions import CacheError, CacheVersionError
+
+_log = logging.getLogger(__name__)
+
+LEASE_SECONDS = 10.0
+"""A lease that was not renewed for so long belongs to a process that died."""
+_LOOK_UP = "SELECT expires_at FROM leases WHERE key = ?"
+_POLL_SECONDS = 0.05
+_LOCK_SECONDS = 2.0
+"""A lease only saves work: when the file is locked for longer, both fetch."""
+
+
+class Flights:
+    """Fetches under way in this process, by key."""
+
+    def __init__(self) -> None:
+        self.forget_inherited()
+
+    def forget_inherited(self) -> None:
+        """Start without flights: in a forked child the threads that lead them do not exist."""
+        self._lock = threading.Lock()
+        self._flights: dict[str, Future[Any]] = {}
+
+    def run(self, key: str, work: Callable[[], Any]) -> Any:
+        """Run the work, or wait for another thread that runs it already; its error is raised to everybody."""
+        with self._lock:
+            flight = self._flights.get(key)
+            leads = flight is None
+            if flight is None:
+                flight = self._flights[key] = Future()
+        if not leads:
+            return flight.result()
+        try:
+            flight.set_result(work())
+        except BaseException as error:
+            flight.set_exception(error)
+            raise
+        finally:
+            with self._lock:
+                del self._flights[key]
+        return flight.result()
+
+
+class Leases:
+    """Leases on keys, kept in the cache file.
+
+    Args:
+        database: Where the leases are.
+        seconds: How long one lasts without being renewed.
+    """
+
+    def __init__(self, database: Database, seconds: float = LEASE_SECONDS) -> None:
+        self._database = database
+        self._seconds = seconds
+
+    def acquire(self, key: str, is_done: Callable[[], bool]) -> Callable[[], None]:
+        """Take the lease on a key, waiting for the process that has it.
+
+        Args:
+            key: Stored key.
+            is_done: Asked while waiting: whether the other process has brought what is wanted; ends the waiting.
+
+        Returns:
+            What gives the lease back.
+
+        Raises:
+            CacheError: The file cannot be used.
+        """
+        owner = uuid.uuid4().hex
+        while self._is_taken(key) or not self._take(key, owner):
+            time.sleep(_POLL_SECONDS)
+            if is_done():
+                return lambda: None
+        stop = threading.Event()
+        renewal = threading.Thread(target=self._renew, args=(key, owner, stop), daemon=True, name="tif1-lease")
+        renewal.start()
+
+        def release() -> None:
+            stop.set()
+            renewal.join()
+            self._release(key, owner)
+
+        return release
+
+    def _is_taken(self, key: str) -> bool:
+        # Asked first, because waiting must not keep others from writing.
+        with self._database.reading() as handle:
+            row = handle and handle.connection.execute(_LOOK_UP, (key,)).fetchone()
+            return bool(row) and self._is_running(row[0])
+
+    def _is_running(self, expires_at: float) -> bool:
+        # A lease cannot run for longer than its length: an expiry far ahead is a clock that was wrong.
+        return time.time() < expires_at <= time.time() + 2 * self._seconds
+
+    def _take(self, key: str, owner: str) -> bool:
+        import sqlalchemy as sa
+
+        from tif1_pipeline.cache.schema import LEASES
+
+        now = time.time()
+        with self._database.writing(_LOCK_SECONDS) as connection:
+            held = connection.execute(sa.select(LEASES.c.expires_at).where(LEASES.c.key == key)).scalar()
+            if held is not None and self._is_running(held):
+                return False
+            connection.execute(sa.delete(LEASES).where(LEASES.c.key == key))
+            connection.execute(sa.insert(LEASES), {"key": key, "owner": owner, "expires_at": now + self._seconds})
+        return True
+
+    def _renew(self, key: str, owner: str, stop: threading.Event) -> None:
+        import sqlalchemy as sa
+
+        from tif1_pipeline.cache.schema import LEASES
+
+        mine = sa.and_(LEASES.c.key == key, LEASES.c.owner == owner)
+        while not stop.wait(self._seconds / 3):
+            try:
+                with self._database.writing(_LOCK_SECONDS) as connection:
+                    connection.execute(sa.update(LEASES).where(mine).values(expires_at=time.time() + self._seconds))
+            except CacheError as error:
+                _log.debug("lease on %s not renewed: %s", key, error)
+
+    def _release(self, key: str, owner: str) -> None:
+        import sqlalchemy as sa
+
+        from tif1_pipeline.cache.schema import LEASES
+
+        try:
+            with self._database.writing(_LOCK_SECONDS) as connection:
+                connection.execute(sa.delete(LEASES).where(sa.and_(LEASES.c.key == key, LEASES.c.owner == owner)))
+        except CacheVersionError:
+            raise
+        except CacheError as error:
+            _log.debug("lease on %s not released, it expires by itself: %s", key, error)
