@@ -1,0 +1,309 @@
+"""One file asked of one mirror: the first try and the retries."""
+
+import asyncio
+import contextlib
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Generic
+
+import httpx
+import stamina
+
+from tif1_pipeline.cdn.base import CdnStats, Fetched, T, Timing, Validators
+from tif1_pipeline.cdn.body import json_body, read_wire
+from tif1_pipeline.cdn.faults import MirrorError
+from tif1_pipeline.cdn.mirrors import Mirror
+from tif1_pipeline.cdn.retry import backoff, log_retries_quietly, parse_retry_after
+from tif1_pipeline.cdn.slots import RequestSlots
+from tif1_pipeline.cdn.transport import is_loopback
+from tif1_pipeline.exceptions import InvalidDataError
+
+MISSING_STATUSES = frozenset({403, 404, 410})
+MAX_REDIRECTS = 5
+# One try may take as many request timeouts from the request to the last byte, however steadily bytes trickle in.
+TIMEOUTS_PER_TRY = 4
+# The page that comes with a 404 is read so that the connection can be kept, if it is short and there at once.
+_DRAIN_BYTES = 64 << 10
+_DRAIN_SECONDS = 0.5
+
+# What a decoder raises on JSON of an unexpected shape. Anything else is a bug, and no reason to ask the next mirror.
+BAD_BODY_ERRORS = (
+    InvalidDataError,
+    ValueError,
+    LookupError,
+    TypeError,
+    AttributeError,
+    ArithmeticError,
+    RecursionError,
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Tools:
+    """What the visits of a client share."""
+
+    transport: httpx.AsyncBaseTransport
+    slots: RequestSlots
+    timing: Timing
+    headers: httpx.Headers
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """The settings of one call.
+
+    Attributes:
+        timeout: Seconds for connecting and for each read.
+        retries: Further tries at each mirror.
+    """
+
+    timeout: float
+    retries: int
+
+    @property
+    def try_seconds(self) -> float:
+        """Longest time of one try."""
+        return TIMEOUTS_PER_TRY * self.timeout
+
+    @property
+    def visit_seconds(self) -> float:
+        """Longest time of all tries at a mirror and the waits between: one slow download, or every try unanswered."""
+        return self.try_seconds + self.retries * self.timeout
+
+
+class Visit(Generic[T]):
+    """Asks one mirror for one file.
+
+    Args:
+        tools: What the visits of a client share.
+        mirror: Whom to ask.
+        url: Where the mirror has the file.
+        decode: Makes the value of the body.
+        validators: What the caller holds already, to ask for something newer.
+        limits: The settings of the call.
+        counters: To add to.
+    """
+
+    def __init__(
+        self,
+        tools: Tools,
+        mirror: Mirror,
+        url: str,
+        decode: Callable[[bytes], T],
+        validators: Validators | None,
+        limits: Limits,
+        counters: tuple[CdnStats, ...],
+    ) -> None:
+        self._tools = tools
+        self._mirror = mirror
+        self._url = url
+        self._decode = decode
+        self._validators = validators
+        self._limits = limits
+        self._counters = counters
+        self._tries = 0
+        self._has_retry_turn = False
+        # Time for waiting in line for a free request is not taken from it: a long line is no fault of the mirror.
+        self._seconds_left = limits.visit_seconds
+
+    async def run(self, *, alone: bool) -> Fetched[T]:
+        """Ask, and ask again after passing faults.
+
+        Args:
+            alone: No other mirror is left.
+
+        Raises:
+            MirrorError: The mirror did not give the file.
+        """
+        probing = self._mirror.enter(alone=alone)
+        try:
+            try:
+                return await self._try()
+            except MirrorError as fault:
+                if probing or not fault.retryable:
+                    raise
+                first = fault
+            return await self._retry(first)
+        except MirrorError as fault:
+            fault.tries = max(1, self._tries)
+            if fault.blames_mirror:
+                self._mirror.failed(str(fault))
+            raise
+        finally:
+            self._mirror.leave(probing=probing, retrying=self._has_retry_turn)
+
+    async def _retry(self, first: MirrorError) -> Fetched[T]:
+        # Only now, because stamina costs a tenth of a millisecond and nearly all files come at the first try. Its first
+        # attempt is the one already made.
+        log_retries_quietly()
+        done: MirrorError | None = first
+        async for attempt in stamina.retry_context(
+            on=self._wait_before_retry, attempts=1 + self._limits.retries, timeout=None
+        ):
+            with attempt:
+                if done is not None:
+                    fault, done = done, None
+                    raise fault
+                await self._take_retry_turn()
+                return await self._try()
+        raise AssertionError("stamina raises the last fault")
+
+    def _wait_before_retry(self, error: Exception) -> bool | float:
+        if not isinstance(error, MirrorError) or not error.retryable or self._mirror.is_set_aside:
+            return False
+        wait = backoff(self._tries, self._tools.timing) if error.retry_after is None else error.retry_after
+        if error.retry_after is not None and wait > self._tools.timing.retry_after_max:
+            return False
+        self._seconds_left -= wait
+        return wait if self._seconds_left > 0 else False
+
+    async def _take_retry_turn(self) -> None:
+        if self._has_retry_turn:
+            return
+        with self._on_the_clock():
+            try:
+                async with asyncio.timeout(self._seconds_left):
+                    await self._mirror.take_retry_turn()
+            except TimeoutError:
+                raise MirrorError("network", "no time left for a retry", blames_mirror=False) from None
+        self._has_retry_turn = True
+
+    async def _try(self) -> Fetched[T]:
+        answer = await self._answer()
+        if answer.value is None:
+            return Fetched(None, answer.validators, answer.url, not_modified=True)
+        try:
+            value = self._decode(answer.value)
+        except BAD_BODY_ERRORS as error:
+            raise MirrorError("invalid", f"{type(error).__name__}: {str(error)[:300]}", blames_mirror=False) from error
+        return Fetched(value, answer.validators, answer.url, answer.size_bytes)
+
+    async def _answer(self) -> Fetched[bytes]:
+        async with self._tools.slots:
+            self._tries += 1
+            if self._tries > 1:
+                self._count(retries=1)
+            seconds = min(self._limits.try_seconds, self._seconds_left)
+            with self._on_the_clock():
+                try:
+                    async with asyncio.timeout(seconds):
+                        return await self._ask()
+                except TimeoutError:
+                    fault = MirrorError("network", f"not complete within {seconds:.3g} s", retryable=True)
+                except httpx.TimeoutException as error:
+                    what = "no connection" if isinstance(error, httpx.ConnectTimeout) else "silence"
+                    fault = MirrorError("network", f"{what} for {self._limits.timeout:g} s", retryable=True)
+                except httpx.TransportError as error:
+                    fault = MirrorError("network", f"{type(error).__name__}: {error}", retryable=True)
+                except MirrorError as error:
+                    fault = error
+            if fault.blames_mirror:
+                self._mirror.stumbled()
+            raise fault
+
+    async def _ask(self) -> Fetched[bytes]:
+        response = await self._send()
+        try:
+            status = response.status_code
+            if status in MISSING_STATUSES:
+                self._mirror.answered()
+                await _drain(response)
+                raise MirrorError("missing", f"HTTP {status}", blames_mirror=False)
+            if status == 304:
+                return self._not_modified(response)
+            if status != 200:
+                await _drain(response)
+                raise MirrorError(
+                    "network",
+                    f"HTTP {status}",
+                    retryable=status == 429 or status >= 500,
+                    retry_after=parse_retry_after(response.headers.get("retry-after")),
+                )
+            wire = await self._read(response)
+        finally:
+            await response.aclose()
+        body = json_body(response, wire)
+        self._mirror.answered()
+        return Fetched(body, _validators_of(response), self._url, len(body))
+
+    async def _read(self, response: httpx.Response) -> bytes:
+        try:
+            wire = await read_wire(response)
+        except httpx.TimeoutException:
+            raise
+        except httpx.TransportError as error:
+            raise MirrorError("invalid", f"an incomplete body ({error})", retryable=True) from error
+        self._count(bytes=len(wire))
+        return wire
+
+    def _not_modified(self, response: httpx.Response) -> Fetched[bytes]:
+        if self._validators is None or self._validators == Validators():
+            raise MirrorError("invalid", "HTTP 304 to a request without conditions")
+        self._mirror.answered()
+        new = _validators_of(response)
+        kept = Validators(new.etag or self._validators.etag, new.last_modified or self._validators.last_modified)
+        return Fetched(None, kept, self._url, not_modified=True)
+
+    async def _send(self) -> httpx.Response:
+        url = httpx.URL(self._url)
+        timeout = dict.fromkeys(("connect", "read", "write", "pool"), self._limits.timeout)
+        for _ in range(1 + MAX_REDIRECTS):
+            request = httpx.Request("GET", url, headers=self._headers(), extensions={"timeout": timeout})
+            self._count(requests=1)
+            response = await self._tools.transport.handle_async_request(request)
+            if not response.has_redirect_location:
+                return response
+            try:
+                await _drain(response)
+            finally:
+                await response.aclose()
+            url = self._redirect_target(url, response.headers["location"])
+        raise MirrorError("network", f"more than {MAX_REDIRECTS} redirects")
+
+    def _redirect_target(self, url: httpx.URL, location: str) -> httpx.URL:
+        try:
+            target = url.join(location)
+        except httpx.InvalidURL:
+            raise MirrorError("network", f"a redirect to no URL ({location[:80]!r})") from None
+        # A mirror over http is on a loopback host: the settings allow no other.
+        stays_here = target.scheme == "http" and self._url.startswith("http:") and is_loopback(target.host)
+        if target.scheme != "https" and not stays_here:
+            raise MirrorError("network", f"a redirect to {target.scheme}://{target.host}, and only https is followed")
+        return target
+
+    def _headers(self) -> httpx.Headers:
+        if self._validators is None:
+            return self._tools.headers
+        headers = self._tools.headers.copy()
+        if self._validators.etag:
+            headers["If-None-Match"] = self._validators.etag
+        if self._validators.last_modified:
+            headers["If-Modified-Since"] = self._validators.last_modified
+        return headers
+
+    def _count(self, *, requests: int = 0, bytes: int = 0, retries: int = 0) -> None:
+        for stats in self._counters:
+            stats.add(requests=requests, bytes=bytes, retries=retries)
+
+    @contextlib.contextmanager
+    def _on_the_clock(self) -> Iterator[None]:
+        started = time.monotonic()
+        try:
+            yield
+        finally:
+            self._seconds_left -= time.monotonic() - started
+
+
+def _validators_of(response: httpx.Response) -> Validators:
+    return Validators(response.headers.get("etag"), response.headers.get("last-modified"))
+
+
+async def _drain(response: httpx.Response) -> None:
+    size = 0
+    with contextlib.suppress(httpx.TransportError, TimeoutError):
+        async with asyncio.timeout(_DRAIN_SECONDS):
+            async for chunk in response.stream:  # type: ignore[union-attr] - our transport's streams are asynchronous
+                size += len(chunk)
+                if size > _DRAIN_BYTES:
+                    return
