@@ -1,0 +1,204 @@
+"""Storing what assets and ops return."""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import dagster as dg
+
+from tif1_pipeline.cache import Cache
+from tif1_pipeline.cache.base import Fresh, Source
+from tif1_pipeline.defs.io_entries import (
+    Address,
+    address_of,
+    annotation_of,
+    label_of,
+    loops_over_partitions,
+    own_partitions,
+    step_of,
+)
+from tif1_pipeline.defs.io_metadata import describe_entry, describe_value, plain
+from tif1_pipeline.defs.io_types import SUPPORTED, form_of, is_stream, is_table
+from tif1_pipeline.exceptions import CacheError, CacheLockedError, InvalidDataError, NetworkError, Tif1Error
+
+# The text of a failure is shown in one line of the run's log; its metadata holds all reasons.
+_REASONS_IN_TEXT = 5
+
+Partition = str | None
+"""A partition key; None is the only value of what has no partitions."""
+
+
+@dataclass(frozen=True, slots=True)
+class PartitionOutput:
+    """A value with what is known about it.
+
+    Attributes:
+        value: What is stored; an exception says why there is nothing.
+        source: Where it came from.
+        metadata: Shown with the materialization; wins over the IO manager's own entries.
+    """
+
+    value: Any
+    source: Source = Source()
+    metadata: Mapping[str, Any] = field(default_factory=dict)
+
+
+def store_output(cache: Cache, context: dg.OutputContext, obj: Any, *, pinned: bool) -> None:
+    """Store an output, each partition as an entry of its own, and report what was stored.
+
+    Raises:
+        Failure: Something was not stored; what was is marked as materialized.
+    """
+    own = own_partitions(context)
+    if own is not None and not own:
+        raise dg.Failure(
+            f"{label_of(context)}: the run's range holds no partition, so nothing was stored. Does it end before it "
+            "starts? Static partitions are in the order of their definition, dynamic ones in that of their creation.",
+            allow_retries=False,
+        )
+    wanted: Mapping[Partition, Partition] = {**own} if own else {None: None}
+    stored: dict[Partition, dict[str, Any]] = {}
+    failed: dict[Any, Exception] = {}
+    broken: Exception | None = None
+    try:
+        for partition, value in _deliveries(context, obj, wanted):
+            try:
+                stored[partition] = _store(cache, _address(context, partition, wanted, pinned=pinned), value)
+            except Exception as error:  # noqa: BLE001 - one bad partition must not lose the others
+                failed[partition] = error
+            del value  # else it stays in memory while the next one is made
+    except Exception as error:  # noqa: BLE001 - what came before it broke is stored and must be reported
+        broken = error
+    for partition in wanted:
+        if partition not in stored and partition not in failed:
+            failed[partition] = broken or InvalidDataError("the output does not hold this partition")
+    good = {wanted[partition]: metadata for partition, metadata in stored.items() if partition not in failed}
+    if failed or broken:
+        raise _failure(context, good, failed, len(wanted), broken) from (broken or next(iter(failed.values())))
+    _report(context, good)
+
+
+def _deliveries(
+    context: dg.OutputContext, obj: Any, wanted: Mapping[Partition, Partition]
+) -> Iterator[tuple[Partition, Any]]:
+    """Give the values with their partitions, one at a time."""
+    if not _is_by_partition(context, obj, wanted):
+        if len(wanted) > 1:
+            raise InvalidDataError(
+                f"the run is about {len(wanted)} partitions, the output is one {type(obj).__name__}: return "
+                "{partition key: value} for each key of context.partition_keys, or run one partition at a time "
+                "(without backfill policy)"
+            )
+        yield next(iter(wanted)), obj
+        return
+    for pair in obj.items() if isinstance(obj, Mapping) else obj:
+        if not (isinstance(pair, tuple) and len(pair) == 2):
+            raise InvalidDataError(
+                f"a {type(obj).__name__} is not a value that can be stored, and no stream of (partition key, value) "
+                f"pairs either: it gave a {type(pair).__name__}. Storable are {SUPPORTED}"
+            )
+        yield pair
+        del pair
+
+
+def _is_by_partition(context: dg.OutputContext, obj: Any, wanted: Mapping[Partition, Partition]) -> bool:
+    """Whether the output holds one value a partition; the rule is in the docstring of ``CacheIOManager``."""
+    if None in wanted:
+        return False
+    if not isinstance(obj, Mapping):
+        return is_stream(obj)
+    if len(wanted) > 1:
+        return True
+    item = form_of(annotation_of(context)).item
+    if (item and item.is_frame) or any(is_table(value) or isinstance(value, PartitionOutput) for value in obj.values()):
+        return True
+    return loops_over_partitions(context) and obj.keys() <= wanted.keys()
+
+
+def _address(
+    context: dg.OutputContext, partition: Partition, wanted: Mapping[Partition, Partition], *, pinned: bool
+) -> Address:
+    if partition not in wanted:
+        raise InvalidDataError("the run is not about this partition")
+    return address_of(context, partition, pinned=pinned)
+
+
+def _store(cache: Cache, address: Address, delivered: Any) -> dict[str, Any]:
+    """Store one value and return its metadata."""
+    partitioned = address.partition is not None
+    if isinstance(delivered, Fresh):
+        if delivered.not_modified:
+            info = cache.info(address.entry)
+            if info is None:
+                raise CacheError("it is said to be unmodified, but nothing is stored", key=address.entry.text)
+            return describe_entry(info, partitioned=partitioned)
+        delivered = PartitionOutput(delivered.value, delivered.source)
+    output = delivered if isinstance(delivered, PartitionOutput) else PartitionOutput(delivered)
+    value = output.value
+    if isinstance(value, Exception):
+        raise value
+    if form_of(type(value)).lazy:
+        value = value.collect()
+    extra = plain(output.metadata)
+    written = cache.write(
+        address.entry, value, source=output.source, part_by=address.part_by, schema_version=address.schema_version
+    )
+    # Dagster must never believe in what cannot be loaded.
+    if not written.stored or written.info is None:
+        raise CacheError(f"the cache did not store it: {written.reason}", key=address.entry.text)
+    known = describe_entry(written.info, partitioned=partitioned)
+    return {**known, "seconds": written.seconds, **describe_value(value), **extra}
+
+
+def _report(context: dg.OutputContext, stored: Mapping[Partition, Mapping[str, Any]]) -> None:
+    """Hand the metadata to the materializations that Dagster is about to record."""
+    if len(stored) == 1:
+        context.add_output_metadata(next(iter(stored.values())))
+    elif step := step_of(context):
+        for partition, metadata in stored.items():
+            step.add_asset_metadata(metadata, asset_key=context.asset_key, partition_key=partition)
+
+
+def _failure(
+    context: dg.OutputContext,
+    stored: Mapping[Partition, Mapping[str, Any]],
+    failed: Mapping[Any, Exception],
+    count: int,
+    broken: Exception | None,
+) -> dg.Failure:
+    """Mark what was stored as materialized, because Dagster marks nothing of a failed step, and say what was not."""
+    for partition, metadata in stored.items():
+        if partition is not None:
+            dimensions = partition.dimension_keys if isinstance(partition, dg.MultiPartitionKey) else ()
+            tags = {f"dagster/partition/{key.dimension_name}": key.partition_key for key in dimensions}
+            context.log_event(
+                dg.AssetMaterialization(context.asset_key, partition=partition, metadata=metadata, tags=tags)
+            )
+    errors = [*failed.values(), *([broken] if broken else [])]
+    reasons = {str(partition): _reason(error) for partition, error in failed.items()}
+    if None in failed:
+        text = f"{label_of(context)} was not stored: {reasons.pop('None')}"
+    elif not failed:
+        text = f"{label_of(context)}: all {count} partitions were stored, then the output broke: {_reason(errors[0])}"
+    else:
+        some = [f"{partition}: {reason}" for partition, reason in list(reasons.items())[:_REASONS_IN_TEXT]]
+        some += [f"… and {len(reasons) - len(some)} more"] if len(reasons) > len(some) else []
+        text = f"{label_of(context)}: {len(stored)} of {count} partitions were stored; not stored: {'; '.join(some)}"
+    return dg.Failure(
+        text,
+        metadata={"not_stored": dg.MetadataValue.json(reasons), "stored": len(stored)},
+        allow_retries=any(_may_pass(error) for error in errors),
+    )
+
+
+def _reason(error: Exception) -> str:
+    return str(error) if isinstance(error, Tif1Error | dg.Failure) else f"{type(error).__name__}: {error}"
+
+
+def _may_pass(error: Exception) -> bool:
+    """Whether another try may succeed: not where data or code are at fault."""
+    if isinstance(error, dg.Failure):
+        return error.allow_retries
+    if isinstance(error, Tif1Error):
+        return isinstance(error, NetworkError | CacheLockedError) or type(error) is CacheError
+    return True  # nobody knows; the asset's retry policy decides

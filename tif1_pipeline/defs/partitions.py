@@ -1,0 +1,67 @@
+"""Seasons, events and sessions as partitions, built from the calendars that are stored when the definitions load.
+
+Static, because only static partitions carry a many-to-one mapping (session to event to season) through Dagster's own
+processes, and keep the calendar's order. No network: where no calendar is stored yet there are seasons, but no events
+and sessions; ``tif1-pipeline dev`` and the ``schedule`` asset fetch calendars, and reloading the code location shows
+them.
+"""
+
+import logging
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import dagster as dg
+
+from tif1_pipeline import api
+from tif1_pipeline.calendar import SeasonCalendar
+from tif1_pipeline.defs.seasons import known_seasons
+from tif1_pipeline.exceptions import Tif1Error
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Partitions:
+    """The three levels and the mappings between them."""
+
+    seasons: dg.StaticPartitionsDefinition
+    events: dg.StaticPartitionsDefinition
+    sessions: dg.StaticPartitionsDefinition
+    session_to_event: dg.StaticPartitionMapping
+    event_to_season: dg.StaticPartitionMapping
+
+    @classmethod
+    def from_calendars(cls, calendars: Iterable[SeasonCalendar], seasons: Iterable[int]) -> "Partitions":
+        """Build the partitions of these seasons; events and sessions of those with a calendar."""
+        calendars = sorted(calendars, key=lambda calendar: calendar.year)
+        events = [event for calendar in calendars for event in calendar.events]
+        sessions = [key for event in events for key in event.session_keys]
+        years = sorted({*seasons, *(calendar.year for calendar in calendars)})
+        return cls(
+            seasons=dg.StaticPartitionsDefinition([str(year) for year in years]),
+            events=dg.StaticPartitionsDefinition([event.partition for event in events]),
+            sessions=dg.StaticPartitionsDefinition([key.partition for key in sessions]),
+            session_to_event=dg.StaticPartitionMapping({key.partition: key.event_partition for key in sessions}),
+            event_to_season=dg.StaticPartitionMapping({event.partition: str(event.year) for event in events}),
+        )
+
+
+def stored_calendars() -> list[SeasonCalendar]:
+    """Return the calendars that are stored; none when the cache cannot be read, with a warning that says why.
+
+    A code location that does not load hides everything, also what would repair the cache.
+    """
+    reader = api.get_reader()
+    # One more: the next season's calendar is published before this one is over.
+    years = [*known_seasons(), known_seasons()[-1] + 1]
+    try:
+        return [calendar for year in years if (calendar := reader.stored_calendar(year)) is not None]
+    except Tif1Error as error:
+        _log.warning("no event and session partitions, because the stored calendars cannot be read: %s", error)
+        return []
+
+
+PARTITIONS = Partitions.from_calendars(stored_calendars(), known_seasons())
+season_partitions_def = PARTITIONS.seasons
+event_partitions_def = PARTITIONS.events
+session_partitions_def = PARTITIONS.sessions
