@@ -1,0 +1,44 @@
+# Everything runs in .venv, which the first verb makes. PYTHON names another interpreter (3.11 or newer).
+PYTHON ?= python3
+BIN := .venv/bin
+# Pins what was tested; pip resolves in seconds with it.
+CONSTRAINTS := constraints.txt
+PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
+export PIP_PROGRESS_BAR ?= off
+
+.PHONY: help demo dev test check format clean
+
+help:  ## Show this list
+	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
+
+.venv/.installed: pyproject.toml $(CONSTRAINTS)
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+		{ echo "Python 3.11 or newer is needed; name one: make PYTHON=python3.12 ..."; exit 2; }
+	@echo "Installing into .venv (a minute or so the first time) ..."
+	@$(PYTHON) -m venv .venv
+	@$(PIP) install --constraint $(CONSTRAINTS) --editable .
+	@touch $@
+
+.venv/.installed-dev: .venv/.installed
+	@echo "Installing the tools of the tests ..."
+	@$(PIP) install --constraint $(CONSTRAINTS) --editable ".[dev]"
+	@touch $@
+
+demo: .venv/.installed  ## Fetch, materialize and load a whole race weekend; DATA=dir uses real files
+	@$(BIN)/tif1-pipeline demo $(if $(DATA),--data "$(DATA)")
+
+dev: .venv/.installed  ## The Dagster UI on loopback; DEMO=1 opens it on what the demo made
+	@$(BIN)/tif1-pipeline dev $(if $(DEMO),--demo) $(if $(PORT),--port $(PORT))
+
+test: .venv/.installed-dev  ## Lint, types and every test
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+	@$(BIN)/basedpyright --level error
+	@$(BIN)/pytest -n 2 --dist loadfile $(ARGS)
+
+format: .venv/.installed-dev  ## Format the code
+	@$(BIN)/ruff format .
+	@$(BIN)/ruff check --fix .
+
+clean:  ## Remove what the verbs above made
+	rm -rf .venv .demo .dagster_home .pytest_cache .ruff_cache .hypothesis build *.egg-info

@@ -1,0 +1,66 @@
+"""Where a Dagster instance lives, and the folder that `demo` makes and `dev` opens."""
+
+import json
+import os
+import shutil
+from dataclasses import asdict, dataclass
+from importlib.resources import as_file, files
+from pathlib import Path
+
+import click
+
+DEMO_HOME = Path(".demo")
+"""The demo's folder: ``cache/``, ``dagster/`` (the instance) and what it was made of."""
+
+_MARK = "demo.json"
+
+
+@dataclass(frozen=True, slots=True)
+class Demo:
+    """What a demo was made of, so that the UI can be opened on the same data.
+
+    Attributes:
+        data: Folder of real files; None for generated ones.
+        year: Season.
+        seed: Of the generated season.
+    """
+
+    data: str | None
+    year: int
+    seed: int
+
+    @classmethod
+    def read(cls, home: Path) -> "Demo | None":
+        """Return the demo that was made in this folder, or None."""
+        mark = home / _MARK
+        return cls(**json.loads(mark.read_text(encoding="utf-8"))) if mark.is_file() else None
+
+    def start(self, home: Path) -> None:
+        """Begin anew in this folder.
+
+        Raises:
+            click.ClickException: The folder holds something else; nothing is deleted.
+        """
+        if home.exists() and any(home.iterdir()) and not (home / _MARK).is_file():
+            raise click.ClickException(f"{home} holds files that no demo made; name an empty folder with --home")
+        shutil.rmtree(home, ignore_errors=True)
+        home.mkdir(parents=True)
+        (home / _MARK).write_text(json.dumps(asdict(self)), encoding="utf-8")
+
+
+def provide_instance(dagster_home: Path) -> Path:
+    """Make the folder of a Dagster instance, with our settings unless it has its own; return its absolute path."""
+    dagster_home.mkdir(parents=True, exist_ok=True)
+    target = dagster_home / "dagster.yaml"
+    if not target.exists():
+        with as_file(files("tif1_pipeline") / "dagster.yaml") as source:
+            shutil.copyfile(source, target)
+    return dagster_home.absolute()
+
+
+def use_cdn(cdn_urls: tuple[str, ...], schedule_urls: tuple[str, ...], cache_dir: Path | None) -> None:
+    """Point this process and those it starts at a CDN and a cache folder."""
+    os.environ["TIF1_CDN_URLS"] = ",".join(cdn_urls)
+    os.environ["TIF1_SCHEDULE_URLS"] = ",".join(schedule_urls)
+    if cache_dir is not None:
+        os.environ["TIF1_CACHE_DIR"] = str(cache_dir.absolute())
