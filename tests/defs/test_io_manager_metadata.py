@@ -41,9 +41,9 @@ def test_a_table_is_described(run, instance, cache):
     assert info is not None
     assert metadata["dagster/row_count"] == dg.IntMetadataValue(1000)
     assert metadata["column_count"] == dg.IntMetadataValue(2)
-    assert metadata["size_mb"] == dg.FloatMetadataValue(info.size_bytes / MIB)
-    assert metadata["stored_mb"] == dg.FloatMetadataValue(info.compressed_size / MIB)
-    assert metadata["ratio"] == dg.FloatMetadataValue(info.size_bytes / info.compressed_size)
+    assert metadata["size_mb"] == dg.FloatMetadataValue(round(info.size_bytes / MIB, 4))
+    assert metadata["stored_mb"] == dg.FloatMetadataValue(round(info.compressed_size / MIB, 4))
+    assert metadata["ratio"] == dg.FloatMetadataValue(round(info.size_bytes / info.compressed_size, 2))
     assert metadata["seconds"].value > 0
     assert metadata["tier"].value == "disk"
     assert metadata["cache_key"].value == "asset:table"

@@ -35,9 +35,10 @@ def describe_entry(info: EntryInfo, *, partitioned: bool) -> dict[str, Any]:
     """
     metadata: dict[str, Any] = {
         "dagster/partition_row_count" if partitioned else "dagster/row_count": info.rows,
+        # Rounded, because the UI shows every digit.
         "size_mb": round(info.size_bytes / MIB, 4),
         "stored_mb": round(info.compressed_size / MIB, 4),
-        "ratio": info.size_bytes / max(1, info.compressed_size),
+        "ratio": round(info.size_bytes / max(1, info.compressed_size), 2),
         "tier": "disk",
         "cache_key": info.key,
     }
