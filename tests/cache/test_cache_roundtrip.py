@@ -312,7 +312,7 @@ def test_json_values(cache: Cache, value: Any) -> None:
 @pytest.mark.parametrize(
     "value",
     [(1, 2), {1: 2}, {"a": {"b": float("nan")}}, [np.float64(1.5)], {1, 2}, b"x", dt.date(2020, 1, 1), object()],
-    ids=repr,
+    ids=lambda value: type(value).__name__,
 )
 def test_values_that_json_would_change_are_refused(cache: Cache, value: Any) -> None:
     with pytest.raises(InvalidDataError, match="value"):
