@@ -74,6 +74,12 @@ def calendar() -> SeasonCalendar:
         (0, None),
         (30, None),
         ("Mars", None),
+        (-1, None),
+        ("1.", None),
+        ("usa", None),
+        ("uk", None),
+        ("mo", None),
+        ("grand prix", None),
         ("", None),
         ("'; DROP TABLE entries; --", None),
         ("x" * 10_000, None),
@@ -122,6 +128,8 @@ def test_events_keep_their_order_and_none_is_lost(calendar):
 
 def test_next_event_is_the_running_or_coming_race_weekend(calendar):
     assert calendar.next_event(datetime(2026, 1, 1, tzinfo=UTC)).name == "Australian Grand Prix"
-    during = calendar.find("Monaco").sessions[2].date_utc
-    assert calendar.next_event(during).name == "Monaco Grand Prix"
+    monaco = calendar.find("Monaco")
+    for moment in (monaco.sessions[2].date_utc, monaco.sessions[-1].date_utc + timedelta(hours=1)):
+        assert calendar.next_event(moment).name == "Monaco Grand Prix"
+    assert calendar.next_event(monaco.sessions[-1].date_utc + timedelta(hours=5)).name == "Austrian Grand Prix"
     assert calendar.next_event(datetime(2026, 12, 31, tzinfo=UTC)) is None

@@ -70,6 +70,7 @@ def test_someone_elses_broken_pyproject_is_not_ours_to_judge(tmp_path):
         ("cdn_urls", "http://example.org/{year}", "plain http"),
         ("cdn_urls", "ftp://example.org", "no http"),
         ("cdn_urls", "", "at least one"),
+        ("cdn_urls", "https://example.org/{year}?token=x", "query or fragment"),
         ("cdn_urls", "https://me:secret@example.org", "credentials"),
         ("request_timeout", 0, "above zero"),
         ("max_concurrent_requests", 0, "from 1 to 256"),

@@ -159,3 +159,33 @@ def test_schedules_outside_of_the_published_seasons(client, cdn):
     assert cdn.requests.count("*2017*") == 0
     with pytest.raises(EventNotFoundError, match="season 2019"):
         fetch_schedule(client, 2019)
+
+
+def test_a_dead_mirror_does_not_make_the_search_past_the_last_lap_fail(cdn):
+    config = Config(
+        cdn_urls=(*cdn.cdn_urls, "http://127.0.0.1:9/{year}"), schedule_urls=cdn.schedule_urls, max_retries=0
+    )
+    client = CdnClient(config)
+    try:
+        fetched = fetch_table(client, RACE, "telemetry", look_up_with(client, RACE))
+        assert fetched.table.num_rows
+        # But a lap that the table has may be on the mirror that is down: what is incomplete is not returned.
+        look_up = look_up_with(client, RACE)
+        driver, lap = look_up("laps")["Driver"][0].as_py(), int(look_up("laps")["LapNumber"][0].as_py())
+        cdn.hide(f"Race/{driver}/{lap}_tel.json")
+        with pytest.raises(NetworkError, match="1 of"):
+            fetch_table(client, RACE, "telemetry", look_up)
+    finally:
+        client.close()
+
+
+def test_rows_that_name_no_lap_or_driver_ask_for_no_file(client, cdn):
+    import pyarrow as pa
+
+    code = look_up_with(client, RACE)("laps")["Driver"][0].as_py()
+    tables = {
+        "drivers": pa.table({"Driver": pa.array([code, None], pa.string())}),
+        "laps": pa.table({"Driver": [code, code, None], "LapNumber": [1.0, None, 2.0]}),
+    }
+    assert fetch_telemetry(client, RACE, tables.__getitem__).table.num_rows
+    assert cdn.requests.count("Race/*/*_tel.json") == cdn.requests.count(f"Race/{code}/*_tel.json")

@@ -8,6 +8,7 @@ from tif1_pipeline.keys import SessionKey, event_slug, generate_cache_key, path_
 
 def test_cache_keys_have_the_form_of_the_specification():
     assert generate_cache_key(2025, "Monaco", "Race", "laps") == "2025_monaco_race_laps_pandas"
+    assert generate_cache_key(2025, "Monaco", "FP1", "laps") == "2025_monaco_practice_1_laps_pandas"
     assert (
         generate_cache_key(2024, "Silverstone", "Practice 1", "weather") == "2024_silverstone_practice_1_weather_pandas"
     )
@@ -68,7 +69,7 @@ def test_path_segments_are_escaped():
     assert path_segment("a/b?c#d%") == "a%2Fb%3Fc%23d%25"
 
 
-@pytest.mark.parametrize("name", ["", ".", "..", " .. ", "a\0b", "a\nb", "\x7f"])
+@pytest.mark.parametrize("name", ["", ".", "..", " .. ", "a\0b", "a\nb", "\x7f", "\ud800"])
 def test_names_that_would_reach_elsewhere_are_refused(name):
     with pytest.raises(InvalidDataError, match="cannot be the name"):
         path_segment(name)

@@ -119,7 +119,7 @@ def test_a_caller_that_changes_a_frame_never_changes_the_cache(race):
     frame = race.laps
     frame.loc[0, "LapNumber"] = -1.0
     frame["Position"] = 99.0
-    frame.drop(columns="Driver", inplace=True)
+    del frame["Driver"]
     pd.testing.assert_frame_equal(race.laps, before)
 
 
@@ -347,3 +347,69 @@ def test_float64_telemetry_keeps_every_published_bit(tif1, season):
 def test_a_session_can_be_copied_and_described(race):
     assert repr(race) == "<Session 2025 Australian Grand Prix Race>"
     assert copy.copy(race).key == race.key
+
+
+def test_a_driver_who_was_published_late_is_found_once_the_table_expired(tif1, race, cdn):
+    driver = race.laps.iloc[0]["Driver"]
+    cdn.hide(f"Race/{driver}/*_tel.json")
+    assert driver not in set(race.telemetry["Driver"])
+    cdn.publish()
+    with pytest.raises(tif1.DataNotFoundError, match=f"no telemetry of {driver}"):
+        race.get_driver_telemetry(driver)
+    tif1.get_config().cache_ttl_telemetry = 0.001
+    assert len(race.get_driver_telemetry(driver))
+
+
+def test_an_expired_table_that_only_memory_has_is_served_when_the_cdn_is_down(tif1, race, cdn, tmp_path):
+    (tmp_path / "a file").write_text("where the folder should be")
+    tif1.get_config().cache_dir = tmp_path / "a file"
+    before = race.laps
+    tif1.get_config().cache_ttl_laps = 0.001
+    cdn.faults.add(Fault("error", status=500))
+    pd.testing.assert_frame_equal(race.laps, before)
+
+
+def test_an_unusable_cache_folder_costs_no_data(tif1, cdn, tmp_path):
+    (tmp_path / "a file").write_text("where the folder should be")
+    tif1.get_config().cache_dir = tmp_path / "a file"
+    session = tif1.get_session(2025, EVENT, "Race")
+    driver = session.drivers[0]
+    for frame in (session.laps, session.weather, session.get_driver_telemetry(driver), session.get_driver_laps(driver)):
+        assert len(frame)
+
+
+def test_some_drivers_rows_of_any_table(tif1, race):
+    from tif1_pipeline.api import get_reader
+
+    driver = race.laps.iloc[0]["Driver"]
+    rows = get_reader().table(race.key, "laps", "pandas", columns=["Driver", "LapNumber"], drivers=[driver]).value
+    assert set(rows["Driver"]) == {driver}
+    assert list(rows.columns) == ["Driver", "LapNumber"]
+
+
+def test_a_cache_file_of_its_own_knows_every_spelling(tif1, cdn, tmp_path):
+    from tif1_pipeline.api import get_reader
+
+    get_reader(tmp_path / "own.db").calendar(2025)
+    race = get_reader(tmp_path / "own.db").calendar(2025).find("Melbourne").key("R")
+    get_reader(tmp_path / "own.db").table(race, "laps")
+    assert tif1.get_cache(tmp_path / "own.db").exists(2025, "Melbourne", "R", "laps")
+    assert not tif1.get_cache().exists(2025, EVENT, "Race", "laps")
+    assert tif1.get_cache(tif1.get_config().cache_path) is tif1.get_cache()
+
+
+def test_removing_a_table_removes_its_parts(tif1, race, cdn):
+    driver = race.laps.iloc[0]["Driver"]
+    race.get_driver_telemetry(driver)
+    asked = cdn.requests.count("*_tel.json")
+    assert tif1.get_cache().remove(race.key.entry("telemetry")) == 1
+    race.get_driver_telemetry(driver)
+    assert cdn.requests.count("*_tel.json") == 2 * asked
+
+
+def test_a_file_that_is_no_cache_is_refused_and_left_alone(tif1, tmp_path):
+    table = tmp_path / "sales.csv"
+    table.write_text("shop,total\n1,2\n")
+    with pytest.raises(tif1.CacheVersionError, match="no SQLite database; nothing was changed"):
+        tif1.get_cache(table).read("x")
+    assert table.read_text() == "shop,total\n1,2\n"

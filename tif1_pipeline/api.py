@@ -1,7 +1,9 @@
 """The process-wide objects and the functions that users call: settings, caches, the CDN client, sessions, calendars."""
 
+import os
 import threading
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -22,6 +24,15 @@ _client: "CdnClient | None" = None
 _caches: dict[Path | None, Cache] = {}
 _readers: dict[Path | None, Reader] = {}
 _bypass: Reader | None = None
+
+
+def _renew_lock() -> None:
+    """In a forked child: the lock may have been held by a thread that does not exist there."""
+    global _lock
+    _lock = threading.RLock()
+
+
+os.register_at_fork(after_in_child=_renew_lock)
 
 
 def get_config() -> Config:
@@ -55,18 +66,23 @@ def get_cache(path: str | Path | None = None) -> Cache:
     Args:
         path: The cache file; None is the one of the settings ``cache_dir`` and ``cache_filename``.
     """
-    key = None if path is None else Path(path).expanduser().absolute()
     with _lock:
+        key = _key_of(path)
         if key not in _caches:
-            _caches[key] = Cache(get_config(), path=key, resolve=_resolve_stored)
+            _caches[key] = Cache(get_config(), path=key, resolve=partial(_resolve_stored, key))
         return _caches[key]
+
+
+def _key_of(path: str | Path | None) -> Path | None:
+    file = None if path is None else Path(path).expanduser().absolute()
+    # However it is named: two objects of one file would have two memory tiers.
+    return None if file == get_config().cache_path.absolute() else file
 
 
 def get_reader(path: str | Path | None = None) -> Reader:
     """Return the reader of Formula 1 tables through the cache of a file (as :func:`get_cache`)."""
-    cache = get_cache(path)
-    key = None if path is None else Path(path).expanduser().absolute()
     with _lock:
+        cache, key = get_cache(path), _key_of(path)
         if key not in _readers:
             _readers[key] = Reader(get_config(), cache, get_client)
         return _readers[key]
@@ -80,9 +96,9 @@ def _get_bypass() -> Reader:
         return _bypass
 
 
-def _resolve_stored(year: int, event: str, session_type: str) -> SessionKey:
+def _resolve_stored(path: Path | None, year: int, event: str, session_type: str) -> SessionKey:
     """Resolve by what is stored: asking whether something is cached must not go to the network."""
-    calendar = get_reader().stored_calendar(year)
+    calendar = get_reader(path).stored_calendar(year)
     if calendar is None:
         return SessionKey(year, event, session_name(session_type))
     return calendar.find(event).key(session_type)

@@ -3,7 +3,7 @@
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from functools import cached_property
 from typing import Any
 
@@ -14,8 +14,13 @@ from tif1_pipeline.keys import SessionKey, event_slug, fold, session_name
 
 _CLOSE_ENOUGH = 85.0
 _CLEAR_LEAD = 5.0
+_SHORTEST_MISSPELT = 4
 """A spelling is taken for an event's when it scores at least so high, and so far ahead of any other event: "austrlia"
-is as near to Austria as to Australia, and must not silently become one of them."""
+is as near to Austria as to Australia, and must not silently become one of them. Shorter texts are no misspellings."""
+
+
+_LONGEST_SESSION = timedelta(hours=4)
+"""A race lasts three hours at most, its podium included; an event is over so long after its last session began."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -152,17 +157,17 @@ class SeasonCalendar:
         """
         if isinstance(event, Event):
             event = event.name
-        query = fold(str(event))
-        if re.fullmatch(r"(round )?\d{1,2}", query):
-            number = int(query.removeprefix("round "))
-            return self._only([item for item in self.events if item.round == number], event)
+        query = re.sub(r"\bgp$", "grand prix", fold(str(event)))
+        # By the text as given: folded, "-1" would be 1.
+        if number := re.fullmatch(r"(?:round\s*)?(\d{1,2})", str(event).strip(), re.IGNORECASE):
+            return self._only([item for item in self.events if item.round == int(number[1])], event)
         for strength in range(3):
             matching = [item for item in self.events if query in item._names[strength]]
             # A country or place is also where tests happen; who asks for it means the race.
             matching = [item for item in matching if not item.is_testing] or matching
             if matching:
                 return self._only(matching, event)
-        testing = [item for item in self.events if query and fold(item.name).startswith(query)]
+        testing = [item for item in self.events if query and item.is_testing and fold(item.name).startswith(query)]
         if testing:
             return self._only(testing, event)
         return self._closest(query, event)
@@ -175,10 +180,15 @@ class SeasonCalendar:
     def _closest(self, query: str, asked: object) -> Event:
         from rapidfuzz import fuzz  # only misspelt names need it; it costs 20 ms at import
 
-        scores = [
-            (max((fuzz.WRatio(query, name) for names in item._names for name in names), default=0.0), item)
-            for item in self.events
-        ]
+        def score(item: Event) -> float:
+            if len(query) < _SHORTEST_MISSPELT:
+                return 0.0
+            # Whole names in any order of words; parts of names match too much ("usa" is in "lusail").
+            names = {fold(name) for name in (item.name, item.location, item.country) if name}
+            names.add(event_slug(item.name).replace("_", " "))
+            return max(max(fuzz.ratio(query, name), fuzz.token_sort_ratio(query, name)) for name in names)
+
+        scores = [(score(item), item) for item in self.events]
         scores.sort(key=lambda pair: -pair[0])
         if (
             scores
@@ -206,10 +216,11 @@ class SeasonCalendar:
         )
 
     def next_event(self, now: datetime | None = None) -> Event | None:
-        """Return the first race weekend whose last session has not begun, or None when the season is over."""
+        """Return the running or coming race weekend, or None when the season is over."""
         now = now or datetime.now(UTC)
         for event in self.events:
-            if not event.is_testing and event.end_utc and event.end_utc >= now:
+            end = event.end_utc or (event.date and event.date.replace(tzinfo=UTC))
+            if not event.is_testing and end and end + _LONGEST_SESSION >= now:
                 return event
         return None
 

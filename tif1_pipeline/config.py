@@ -128,6 +128,8 @@ def _safe_urls(_: Any, __: Any, urls: tuple[str, ...]) -> None:
             raise ValueError(f"{url!r} is no http(s) URL")
         if parts.scheme == "http" and parts.hostname not in _LOOPBACK_HOSTS:
             raise ValueError(f"{url!r}: plain http is allowed for loopback hosts only, use https")
+        if parts.query or parts.fragment:
+            raise ValueError(f"{url.partition('?')[0]!r}: a query or fragment would swallow the path of the file")
         if parts.username or parts.password:
             raise ValueError("credentials in a URL would end up in logs and metadata")
 

@@ -15,7 +15,7 @@ from tif1_pipeline.calendar import Event
 from tif1_pipeline.cdn.base import CdnFile, CdnStats, Fetched, Validators
 from tif1_pipeline.cdn.client import CdnClient
 from tif1_pipeline.datasets import DATASETS, LAPS, SESSION_INFO
-from tif1_pipeline.exceptions import DataNotFoundError, EventNotFoundError, InvalidDataError, Tif1Error
+from tif1_pipeline.exceptions import DataNotFoundError, EventNotFoundError, InvalidDataError, NetworkError, Tif1Error
 from tif1_pipeline.keys import FIRST_SEASON, SessionKey
 
 LookUp = Callable[[str], pa.Table]
@@ -91,9 +91,7 @@ def fetch_table(
         return _fetch_laps(client, key, look_up, validators, stats)
     if dataset == "telemetry":
         return fetch_telemetry(client, key, look_up, stats=stats, dtype=telemetry_dtype, on_done=on_done)
-    fetched = client.fetch(
-        _file(key, DATASETS[dataset].file), _SINGLE_FILE[dataset], validators=validators, stats=stats
-    )
+    fetched = client.fetch(_file(key, _file_name(dataset)), _SINGLE_FILE[dataset], validators=validators, stats=stats)
     return _single(fetched)
 
 
@@ -140,7 +138,9 @@ def _fetch_laps(
     client: CdnClient, key: SessionKey, look_up: LookUp, validators: Validators | None, stats: CdnStats | None
 ) -> FetchedTable:
     try:
-        fetched = client.fetch(_file(key, LAPS.file), decode.decode_session_laps, validators=validators, stats=stats)
+        fetched = client.fetch(
+            _file(key, _file_name(LAPS.name)), decode.decode_session_laps, validators=validators, stats=stats
+        )
     except DataNotFoundError as error:
         try:
             drivers = look_up("drivers")
@@ -154,7 +154,7 @@ def _laps_by_driver(
     client: CdnClient, key: SessionKey, drivers: pa.Table, stats: CdnStats | None, error: DataNotFoundError
 ) -> FetchedTable:
     """Old sessions have a file a driver only; a driver who set no lap has none."""
-    rows = {row["Driver"]: row for row in drivers.to_pylist()}
+    rows = {row["Driver"]: row for row in drivers.to_pylist() if row["Driver"]}
     files = {_file(key, code, "laptimes.json"): row for code, row in rows.items()}
 
     def decode_laps(file: CdnFile, body: bytes) -> pa.Table:
@@ -221,13 +221,23 @@ def fetch_telemetry(
     asked: dict[CdnFile, tuple[str, int]] = dict(files)
     while files:
         results = client.fetch_many(files, add, stats=stats, on_done=on_done)
-        found = _found(results, what, len(files))
+        # A lap past the last known one is most likely not there: one mirror that says so is enough.
+        guesses = [ahead.get(code) == number for code, number in files.values()]
+        found = _found(
+            (result for result, guess in zip(results, guesses, strict=True) if not (guess and _is_lacking(result))),
+            what,
+            len(files),
+        )
         missing += len(files) - len(found)
         raw_bytes += sum(item.size_bytes for item in found)
         url = url or (_folder(found[0].url, 2) if found else None)
         published = {asked[file] for file, result in zip(files, results, strict=True) if isinstance(result, Fetched)}
         # Only drivers whose file past the last known lap exists are followed further.
         ahead = {code: last + 1 for code, last in ahead.items() if (code, last) in published}
+        if any(number > _MOST_LAPS for number in ahead.values()):
+            raise InvalidDataError(
+                f"{what}: the server has a file for every lap number asked for", session=key.partition
+            )
         files = {_telemetry_file(key, code, number): (code, number) for code, number in ahead.items()}
         asked |= files
     if url is None:
@@ -243,10 +253,12 @@ def fetch_telemetry(
 def _last_laps(look_up: LookUp) -> dict[str, int]:
     """Return each driver's last lap of the lap table; 0 for drivers without laps."""
     last: dict[str, int] = defaultdict(int)
-    for code in look_up("drivers")["Driver"].to_pylist():
+    for code in look_up("drivers")["Driver"].drop_null().to_pylist():
         last[code] = 0
     laps = look_up("laps")
     for code, number in zip(laps["Driver"].to_pylist(), laps["LapNumber"].to_pylist(), strict=True):
+        if code is None or number is None:  # a row that names no lap has no file of its own
+            continue
         if not 0 <= number <= _MOST_LAPS:
             raise InvalidDataError(f"the lap table says that {code} drove lap {number}", driver=code, lap=number)
         last[code] = max(last[code], int(number))
@@ -256,8 +268,19 @@ def _last_laps(look_up: LookUp) -> dict[str, int]:
 # ---- helpers
 
 
-def _file(key: SessionKey, *names: str | None) -> CdnFile:
-    return CdnFile(key.year, (key.event, key.session_type, *(name for name in names if name)))
+def _is_lacking(result: Fetched[Any] | Tif1Error) -> bool:
+    return isinstance(result, NetworkError) and bool(result.details.get("missing_somewhere"))
+
+
+def _file(key: SessionKey, *names: str) -> CdnFile:
+    return CdnFile(key.year, (key.event, key.session_type, *names))
+
+
+def _file_name(dataset: str) -> str:
+    name = DATASETS[dataset].file
+    if name is None:
+        raise ValueError(f"{dataset} is no single file")
+    return name
 
 
 def _data_key(key: SessionKey) -> str | None:

@@ -68,7 +68,8 @@ def generate_cache_key(year: int, event: str, session_type: str, data_type: str,
 
     The event is taken as it is written; the cache resolves other spellings before it builds its stored keys.
     """
-    return "_".join((str(year), event_slug(event), slug(session_type), slug(data_type), slug(backend)))
+    session = _SESSION_BY_FOLDED.get(fold(session_type), session_type)
+    return "_".join((str(year), event_slug(event), slug(session), slug(data_type), slug(backend)))
 
 
 def path_segment(name: str) -> str:
@@ -78,7 +79,8 @@ def path_segment(name: str) -> str:
         InvalidDataError: The name is empty, a dot segment, or holds control characters: no file of the CDN is called
             so, and such a name would reach another place than the one meant.
     """
-    if name.strip(". ") == "" or any(unicodedata.category(char) == "Cc" for char in name):
+    # Cc: control characters; Cs: halves of a surrogate pair, which have no encoding.
+    if name.strip(". ") == "" or any(unicodedata.category(char) in {"Cc", "Cs"} for char in name):
         raise InvalidDataError(f"{name[:80]!r} cannot be the name of a file or folder on the CDN", name=name[:80])
     return quote(name, safe="")
 

@@ -48,16 +48,21 @@ class Reader:
             EventNotFoundError: There is no such season.
             NetworkError: It is not stored and the CDN cannot be reached.
         """
-        # A past season's calendar changes no more.
-        running = year >= datetime.now(UTC).year
-        max_age = self._config.ttl_of("schedule") if running else self._config.cache_ttl
         return self._through(
             schedule_entry(year),
             "schedule",
             lambda validators: self.fetch_schedule(year, validators, stats),
             as_,
-            max_age=max_age,
+            max_age=self._calendar_age(year),
         )
+
+    def _calendar_age(self, year: int) -> timedelta | None:
+        """Return how old a season's calendar may be: one that was stored after the season's end changes no more."""
+        if year < datetime.now(UTC).year and self._cache is not None:
+            stored = self._cache.info(schedule_entry(year))
+            if stored is not None and stored.created_at.year > year:
+                return self._config.cache_ttl
+        return self._config.ttl_of("schedule")
 
     def calendar(self, year: int) -> SeasonCalendar:
         """Return a season's calendar.
@@ -113,6 +118,13 @@ class Reader:
             NetworkError: It is not stored and the CDN cannot be reached.
             InvalidDataError: No mirror has a sound copy.
         """
+        part_by = DATASETS[dataset].part_by
+        if drivers is not None and part_by is None and self._cache is not None:
+            whole = self.table(key, dataset, stats=stats, on_done=on_done)
+            rows = rows_of(whole.value, "Driver", drivers)
+            return Hit(from_table(rows if columns is None else rows.select(list(columns)), as_), whole.tier, whole.info)
+        # What a session is, where and when follows from the calendar, and is as old as that may be.
+        max_age = self._calendar_age(key.year) if dataset == "session_info" else self._config.ttl_of(dataset)
         return self._through(
             key.entry(dataset),
             dataset,
@@ -120,8 +132,8 @@ class Reader:
             as_,
             columns=columns,
             parts=drivers,
-            part_by=DATASETS[dataset].part_by,
-            max_age=self._config.ttl_of(dataset),
+            part_by=part_by,
+            max_age=max_age,
         )
 
     def driver_telemetry(
@@ -146,10 +158,11 @@ class Reader:
         whole = key.entry("telemetry")
         if self._cache is not None:
             info = self._cache.info(whole)
-            if info is not None and driver not in info.parts:
-                raise DataNotFoundError(f"no telemetry of {driver} is published, {key}", driver=driver)
-            if info is not None:
-                hit = self.table(key, "telemetry", drivers=[driver], stats=stats)
+            if info is not None and info.schema_version == DATASETS["telemetry"].schema_version:
+                try:
+                    hit = self.table(key, "telemetry", drivers=[driver], stats=stats)
+                except DataNotFoundError as error:
+                    raise DataNotFoundError(f"no telemetry of {driver} is published, {key}", driver=driver) from error
                 return self._lap_of(hit, key, driver, lap, as_)
             if lap is not None and self._cache.info(whole.of_part(driver)) is not None:
                 return self._lap_of(self.driver_telemetry(key, driver, stats=stats), key, driver, lap, as_)

@@ -15,6 +15,7 @@ from misbehaving_server import BODY, FILE, TIMING, files, slow, status
 
 from tif1_pipeline.cdn.base import CdnStats
 from tif1_pipeline.cdn.client import CdnClient
+from tif1_pipeline.cdn.slots import RequestSlots
 from tif1_pipeline.exceptions import DataNotFoundError, InvalidDataError, NetworkError
 
 
@@ -66,8 +67,11 @@ def test_files_may_come_from_a_generator_of_the_callers_thread(client):
 
 @pytest.mark.parametrize("culprit", ["decode", "on_done"])
 def test_a_bug_in_a_callback_ends_the_call(client, server, culprit):
+    first = iter([True])
+
     def bug(*_):
-        raise RuntimeError("bug")
+        if next(first, False):
+            raise RuntimeError("bug")
 
     callbacks = {"decode": length, "on_done": lambda file: None} | {culprit: bug}
     with pytest.raises(RuntimeError, match="bug"):
@@ -110,6 +114,19 @@ def test_connections_are_kept(client, config, server):
     assert len(connections) <= 5
 
 
+def test_connections_of_missing_files_are_kept(client, server):
+    def reply(exchange):
+        exchange.send(b"", 404, content_length=4)
+        time.sleep(0.02)
+        exchange.raw(b"gone")
+
+    server.replies |= {"a": reply, "b": reply}
+    for file in files(5):
+        with pytest.raises(DataNotFoundError):
+            client.fetch(file, bytes)
+    assert len({connection for _, _, _, connection in server.requests}) == 1
+
+
 # ---- the bound
 
 
@@ -146,6 +163,19 @@ def test_requests_under_way_end_with_a_cancelled_call(client, config, server):
         with pytest.raises(MemoryError):
             client.fetch_many(files(20), lambda file, body: (_ for _ in ()).throw(MemoryError))
     assert len(client.fetch_many(files(20), length)) == 20
+
+
+def test_a_place_that_comes_to_a_cancelled_request_is_passed_on():
+    async def main():
+        slots = RequestSlots(lambda: 1)
+        await slots.__aenter__()
+        cancelled, next_in_line = asyncio.create_task(slots.__aenter__()), asyncio.create_task(slots.__aenter__())
+        await asyncio.sleep(0)
+        await slots.__aexit__()
+        cancelled.cancel()  # in the same turn of the loop
+        await asyncio.wait_for(next_in_line, 1)
+
+    asyncio.run(main())
 
 
 # ---- where calls come from
@@ -222,6 +252,13 @@ def test_a_fork_while_requests_are_under_way(client, config, server):
     thread.join()
     assert codes == [0] * 5
     assert [outcome.value for outcome in outcomes] == [len(BODY)] * 200
+
+
+@pytest.mark.filterwarnings("ignore:.*multi-threaded.*fork:DeprecationWarning")
+def test_a_fork_while_another_thread_starts_a_call(client):
+    with client._lock:
+        code = in_child(lambda: client.fetch(FILE, bytes).value == BODY)
+    assert code == 0
 
 
 FORK_AND_EXIT = """

@@ -63,7 +63,8 @@ def test_a_schedule_has_mirrors_of_its_own(client, server):
     assert fetch(client, CdnFile(2024)).url == f"{server.origin}/s/schedule_2024.json"
 
 
-def test_request_headers_and_no_cookies(client, server):
+def test_request_headers_and_no_cookies(client, config, server):
+    config.cdn_urls = [server.mirror("a").replace("127.0.0.1", "localhost")]
     server.replies["a"] = lambda x: x.send(set_cookie="id=1; Path=/")
     fetch(client)
     fetch(client)
@@ -142,7 +143,7 @@ def test_bodies_are_inflated(client, server, encoding, packed):
         (PACKED[:-20], {"content_encoding": "gzip"}, "gzip"),
         (PACKED[:-3], {"content_encoding": "gzip"}, "gzip"),
         (PACKED[:-8] + b"\0\0\0\0" + PACKED[-4:], {"content_encoding": "gzip"}, "checksum"),
-        (PACKED + b"more", {"content_encoding": "gzip"}, "gzip"),
+        (PACKED + PACKED, {"content_encoding": "gzip"}, "gzip"),
         (PACKED[:2000] + b"\xff" * 20 + PACKED[2020:], {"content_encoding": "gzip"}, "gzip"),
         (b"xyz", {"content_encoding": "br"}, "only gzip was asked for"),
         (PACKED, {"content_encoding": "gzip, gzip"}, "only gzip was asked for"),
@@ -264,9 +265,12 @@ def test_a_body_longer_than_announced_harms_nobody(client, server):
 
 
 @pytest.mark.parametrize(
-    "error", [InvalidDataError("no column Speed"), ValueError("no column Speed"), KeyError("no column Speed")]
+    "error_class",
+    [InvalidDataError, ValueError, KeyError, IndexError, TypeError, AttributeError, OverflowError, RecursionError],
 )
-def test_a_body_that_does_not_decode_is_asked_of_the_next_mirror(client, server, error):
+def test_a_body_that_does_not_decode_is_asked_of_the_next_mirror(client, server, error_class):
+    error = error_class("no column Speed")
+
     def decode(body):
         raise error
 
@@ -362,6 +366,18 @@ def test_a_body_that_trickles_for_ever_is_ended(client, config, server):
     with pytest.raises(NetworkError, match=r"not complete within 0\.8 s"):
         fetch(client)
     assert 0.6 < time.monotonic() - started < 3
+
+
+def test_a_body_that_stops_midway_is_a_network_error(client, config, server):
+    config.update({"request_timeout": 0.2, "max_retries": 0, "cdn_urls": [server.mirror("a")]})
+
+    def reply(exchange):
+        exchange.send(b"[", content_length=100)
+        exchange.stall()
+
+    server.replies["a"] = reply
+    with pytest.raises(NetworkError, match=r"silence for 0\.2 s"):
+        fetch(client)
 
 
 def test_a_slow_body_within_the_timeout_is_fetched(client, config, server):

@@ -51,6 +51,19 @@ def test_one_success_between_failures_keeps_a_mirror(client, config, server):
     assert server.asked("a") == 3 * FAILURES_IN_A_ROW
 
 
+def test_a_missing_file_shows_that_a_mirror_is_alive(quick_client, config, server):
+    config.max_retries = 0
+    server.replies["a"] = ([status(500)] * (FAILURES_IN_A_ROW - 1) + [status(404)]) * 3 + [status(500)]
+    for _ in range(3 * FAILURES_IN_A_ROW + FAILURES_IN_A_ROW):
+        quick_client.fetch(FILE, bytes)
+    assert server.asked("a") == 4 * FAILURES_IN_A_ROW
+    time.sleep(QUICK.set_aside)
+    server.replies["a"] = status(404)
+    for _ in range(3):
+        quick_client.fetch(FILE, bytes)
+    assert server.asked("a") == 4 * FAILURES_IN_A_ROW + 3
+
+
 def test_missing_files_and_files_that_do_not_decode_say_nothing_about_a_mirror(client, server):
     server.replies["a"] = status(404)
     for _ in range(2 * FAILURES_IN_A_ROW):
@@ -84,7 +97,8 @@ def test_one_request_probes_a_mirror_and_takes_it_back(quick_client, config, ser
     asked = server.asked("a")
     time.sleep(QUICK.set_aside)
     quick_client.fetch_many(files(40), length)
-    assert server.asked("a") == asked + 1  # still failing: one request, without retries
+    quick_client.fetch_many(files(40), length)
+    assert server.asked("a") == asked + 1  # still failing: one request, without retries, and another pause
     time.sleep(QUICK.set_aside)
     server.replies["a"] = ok
     quick_client.fetch_many(files(40), length)

@@ -84,6 +84,21 @@ def test_partitions_are_the_calendar_in_its_order(project):
     assert "2018" in PARTITIONS.seasons.get_partition_keys()
 
 
+def test_names_that_cannot_be_partition_keys_are_left_out(project, caplog):
+    import dataclasses
+
+    from tif1_pipeline import api
+    from tif1_pipeline.calendar import SeasonCalendar
+    from tif1_pipeline.defs.partitions import Partitions
+
+    good = api.get_reader().calendar(2025).events[0]
+    bad = [dataclasses.replace(good, name=name) for name in ("A...B", "A\nB", "A|B")]
+    partitions = Partitions.from_calendars([SeasonCalendar(2025, (good, good, *bad))], [2025])
+    assert partitions.events.get_partition_keys() == [EVENT]
+    assert partitions.sessions.get_partition_keys() == SESSIONS
+    assert "cannot be a partition" in caplog.text
+
+
 def test_without_a_calendar_the_definitions_load_with_seasons_only(tif1):
     for name in [name for name in sys.modules if name.startswith(("tif1_pipeline.defs", "tif1_pipeline.definitions"))]:
         del sys.modules[name]

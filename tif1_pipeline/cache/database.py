@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from tif1_pipeline.cache import connection as sqlite
 from tif1_pipeline.cache.connection import Settings
 from tif1_pipeline.config import Config
-from tif1_pipeline.exceptions import CacheError, CacheLockedError
+from tif1_pipeline.exceptions import CacheError, CacheLockedError, CacheVersionError
 
 if TYPE_CHECKING:
     import sqlalchemy as sa
@@ -132,6 +132,11 @@ class Database:
             if self._ready == (settings.path, identity):
                 return True
             if not sqlite.first_look(settings.path, identity):
+                if settings.path.name != self._config.cache_filename:
+                    raise CacheVersionError(
+                        f"{settings.path} is no SQLite database; nothing was changed. Move it away or name another",
+                        path=str(settings.path),
+                    )
                 self._set_aside(settings.path, identity)
                 return False
             with _closing(sqlite.connect(settings)) as connection:

@@ -34,22 +34,32 @@ class Flights:
 
     def run(self, key: str, work: Callable[[], Any]) -> Any:
         """Run the work, or wait for another thread that runs it already; its error is raised to everybody."""
-        with self._lock:
-            flight = self._flights.get(key)
-            leads = flight is None
-            if flight is None:
-                flight = self._flights[key] = Future()
-        if not leads:
-            return flight.result()
+        while True:
+            with self._lock:
+                flight = self._flights.get(key)
+                if flight is None:
+                    mine = self._flights[key] = Future()
+                    break
+            try:
+                return flight.result()
+            except _InterruptedError:
+                continue  # Ctrl-C was meant for the thread that led, not for those that wait
         try:
-            flight.set_result(work())
-        except BaseException as error:
-            flight.set_exception(error)
+            mine.set_result(work())
+        except Exception as error:
+            mine.set_exception(error)
+            raise
+        except BaseException:
+            mine.set_exception(_InterruptedError())
             raise
         finally:
             with self._lock:
                 del self._flights[key]
-        return flight.result()
+        return mine.result()
+
+
+class _InterruptedError(Exception):
+    """The thread that led a flight was interrupted."""
 
 
 class Leases:

@@ -38,6 +38,7 @@ class Management:
     def remove(self, key: EntryKey | str) -> int:
         """Remove an entry from both tiers."""
         self._tiered.memory.evict(str(key))
+        self._tiered.memory.evict_parts(str(key))
         return self._tiered.store.remove(str(key))
 
     def clear(self) -> int:

@@ -205,7 +205,10 @@ class Store:
         return self.info(key) if changed else None
 
     def remove(self, key: str, generation: str | None = None) -> int:
-        """Remove an entry, if it is still of this generation where one is given; returns the number removed."""
+        """Remove an entry and those that hold a part of it alone; returns the number removed.
+
+        With a generation, remove the entry only if it is still that one.
+        """
         import sqlalchemy as sa
 
         from tif1_pipeline.cache.schema import ENTRIES
@@ -213,7 +216,9 @@ class Store:
         if not self._database.exists():
             return 0
         condition = ENTRIES.c.key == key
-        if generation is not None:
+        if generation is None:
+            condition = sa.or_(condition, ENTRIES.c.key.startswith(f"{key}/", autoescape=True))
+        else:
             condition = sa.and_(condition, ENTRIES.c.generation == generation)
         with self._database.writing() as connection:
             return connection.execute(sa.delete(ENTRIES).where(condition)).rowcount

@@ -21,7 +21,7 @@ from tif1_pipeline.cache.store import Loaded, Store, new_info
 from tif1_pipeline.cache.usage import Usage
 from tif1_pipeline.cache.views import Content, View
 from tif1_pipeline.config import Config
-from tif1_pipeline.exceptions import CacheError, CacheVersionError, CorruptEntryError, NetworkError
+from tif1_pipeline.exceptions import CacheError, CacheVersionError, CorruptEntryError, DataNotFoundError, NetworkError
 from tif1_pipeline.keys import EntryKey
 
 _log = logging.getLogger(__name__)
@@ -235,15 +235,28 @@ class Tiered:
             info = new_info(key, encoded, backend, Source(), schema_version)
             return Hit(self._view_of(info, content, view), "cdn", None)
         started = time.perf_counter()
-        hit = self._find(key.text, view, schema_version)
+        try:
+            hit = self._find(key.text, view, schema_version)
+        except DataNotFoundError:
+            stored = self._stored_info(key.text)
+            if stored is None or is_young(stored, max_age):
+                raise
+            hit = None  # the part may be there by now
         if hit and is_young(hit.info, max_age):
             self._count(key, hit, started)
             return hit
         # Twice: what is stored may be removed, or turn out unreadable, just after it was found current.
         for trust_stored in (True, False):
-            info, content = self._flights.run(
-                key.text, lambda trust=trust_stored: self._bring(key, fetch, part_by, schema_version, max_age, trust)
-            )
+            try:
+                info, content = self._flights.run(
+                    key.text,
+                    lambda trust=trust_stored: self._bring(key, fetch, part_by, schema_version, max_age, trust),
+                )
+            except NetworkError as error:
+                if hit is None:  # else the disk does not have it, but memory has
+                    raise
+                _warn_stale(key, max_age, error)
+                return hit
             if content is not None:
                 self._count(key, None, started)
                 return Hit(self._view_of(info, content, view), "cdn", info)
@@ -282,9 +295,7 @@ class Tiered:
             except NetworkError as error:
                 if info is None:
                     raise
-                _log.warning(
-                    "%s is older than %s and could not be refreshed, serving it as it is: %s", key, max_age, error
-                )
+                _warn_stale(key, max_age, error)
                 return info, None
             if fresh.not_modified:
                 return self._touch(key, info, fresh.source), None
@@ -331,8 +342,8 @@ class Tiered:
     # ---- everything else
 
     def info(self, key: EntryKey | str) -> EntryInfo | None:
-        """Return an entry's metadata."""
-        return self.store.info(str(key))
+        """Return an entry's metadata; None where the disk tier fails."""
+        return self._stored_info(str(key))
 
     def close(self) -> None:
         """Write down what is pending and close the file."""
@@ -367,6 +378,10 @@ class Tiered:
         with self._lock:
             self.degraded["damaged file set aside"] += 1
         _log.error("the cache file %s is damaged; it is kept as %s and a new one is started", path, kept)
+
+
+def _warn_stale(key: EntryKey, max_age: timedelta | None, error: NetworkError) -> None:
+    _log.warning("%s is older than %s and could not be refreshed, serving it as it is: %s", key, max_age, error)
 
 
 def is_compatible(info: EntryInfo, schema_version: int | None) -> bool:

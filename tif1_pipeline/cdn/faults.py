@@ -61,6 +61,8 @@ def error_of(file: CdnFile, failed: list[tuple[str, str, MirrorError]]) -> Tif1E
             "by one, some 30 minutes after its end"
         )
     mirrors = [{"mirror": host, "url": url, "reason": str(fault)} for host, url, fault in failed]
-    error = cls(f"{file}: {message}", url=url, mirror=host, file=str(file), year=file.year, mirrors=mirrors)
+    details = {"url": url, "mirror": host, "file": str(file), "year": file.year, "mirrors": mirrors}
+    # Some mirror was reached and does not have it, whatever the others say: enough for a caller that only guessed.
+    error = cls(f"{file}: {message}", **details, missing_somewhere="missing" in kinds)
     error.__cause__ = cause
     return error

@@ -17,7 +17,6 @@ logger = logging.getLogger(__name__)
 # each worker and the retries of five files, not the retries of all.
 FAILURES_IN_A_ROW = 5
 
-
 # Three of the four names in a telemetry file's path are those of the file before.
 _segment = lru_cache(maxsize=4096)(path_segment)
 
@@ -75,7 +74,10 @@ class Mirror:
         """End what :meth:`enter` and :meth:`take_retry_turn` began, whatever came of it."""
         self._probing = self._probing and not probing
         self._retrying -= retrying
-        self._notify()
+        waiting, self._waiting = self._waiting, []
+        for change in waiting:
+            if not change.done():
+                change.set_result(None)
 
     def answered(self) -> None:
         """Note that the mirror did its work, be it by saying that it has no such file."""
@@ -83,7 +85,6 @@ class Mirror:
             logger.warning("mirror %s answers again and is used again", self.host)
         self._failures = 0
         self._troubled = False
-        self._notify()
 
     def stumbled(self) -> None:
         """Note that a request failed, which a retry may mend."""
@@ -100,7 +101,6 @@ class Mirror:
                 "mirror %s is set aside for %g s after %d failures in a row, the last: %s",
                 *(self.host, self._timing.set_aside, self._failures, reason),
             )
-        self._notify()
 
     async def take_retry_turn(self) -> None:
         """Wait until a retry may be sent.
@@ -120,9 +120,3 @@ class Mirror:
         return MirrorError(
             "network", f"set aside after failures in a row, the last: {self._last_reason}", blames_mirror=False
         )
-
-    def _notify(self) -> None:
-        waiting, self._waiting = self._waiting, []
-        for change in waiting:
-            if not change.done():
-                change.set_result(None)

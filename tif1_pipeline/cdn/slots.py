@@ -17,12 +17,11 @@ class RequestSlots:
         self._waiting: deque[asyncio.Future[None]] = deque()
 
     async def __aenter__(self) -> None:
-        if self._taken < self._limit() and not self._waiting:
+        if self._taken < self._limit():
             self._taken += 1
             return
         turn = asyncio.get_running_loop().create_future()
         self._waiting.append(turn)
-        self._hand_out()  # the limit may have been raised since the last request ended
         try:
             await turn
         except asyncio.CancelledError:
@@ -32,9 +31,7 @@ class RequestSlots:
 
     async def __aexit__(self, *_: object) -> None:
         self._taken -= 1
-        self._hand_out()
-
-    def _hand_out(self) -> None:
+        # More than one place may be free: the limit may have been raised.
         while self._waiting and self._taken < self._limit():
             turn = self._waiting.popleft()
             if not turn.done():

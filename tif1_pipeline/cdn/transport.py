@@ -6,6 +6,7 @@ connect timeout. This transport does neither, and fetches a race (927 files) in 
 """
 
 import ipaddress
+import re
 import ssl
 import urllib.request
 from collections.abc import AsyncIterator
@@ -115,7 +116,8 @@ class _WireStream(httpx.AsyncByteStream):
 
 def _httpx_error(error: Exception, request: httpx.Request) -> httpx.TransportError:
     # From the particular to the general: SocketTimeoutError is also a ServerConnectionError and an OSError.
-    message = str(error) or type(error).__name__
+    # aiohttp words a proxy's refusal with the proxy's URL, which may hold a password.
+    message = re.sub(r"//[^/@\s]*@", "//***@", str(error)) or type(error).__name__
     kinds: list[tuple[tuple[type[Exception], ...], type[httpx.TransportError]]] = [
         ((aiohttp.ConnectionTimeoutError,), httpx.ConnectTimeout),
         ((TimeoutError,), httpx.ReadTimeout),

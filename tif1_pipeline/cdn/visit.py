@@ -121,7 +121,7 @@ class Visit(Generic[T]):
             try:
                 return await self._try()
             except MirrorError as fault:
-                if probing or not fault.retryable:
+                if not fault.retryable:
                     raise
                 first = fault
             return await self._retry(first)
@@ -150,7 +150,9 @@ class Visit(Generic[T]):
         raise AssertionError("stamina raises the last fault")
 
     def _wait_before_retry(self, error: Exception) -> bool | float:
-        if not isinstance(error, MirrorError) or not error.retryable or self._mirror.is_set_aside:
+        if not isinstance(error, MirrorError) or not error.retryable:
+            return False
+        if self._mirror.is_set_aside:  # meanwhile, by other files; or all along, and this was the probe
             return False
         wait = backoff(self._tries, self._tools.timing) if error.retry_after is None else error.retry_after
         if error.retry_after is not None and wait > self._tools.timing.retry_after_max:

@@ -1,10 +1,10 @@
 """The command line, ``tif1-pipeline``."""
 
 import sys
-from importlib.metadata import version
 
 import click
 
+from tif1_pipeline import __version__
 from tif1_pipeline.cli.demo import demo
 from tif1_pipeline.cli.dev import dev
 from tif1_pipeline.cli.serve import serve_cdn
@@ -12,7 +12,7 @@ from tif1_pipeline.exceptions import Tif1Error
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
-@click.version_option(version("tif1-pipeline"), prog_name="tif1-pipeline")
+@click.version_option(__version__, prog_name="tif1-pipeline")
 def cli() -> None:
     """Formula 1 timing data through a cache, as Dagster assets and for notebooks."""
 

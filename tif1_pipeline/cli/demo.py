@@ -61,6 +61,8 @@ def demo(data: Path | None, home: Path) -> None:
     started = time.perf_counter()
     year = _year_of(data) if data else _YEAR
     made = Demo(str(data.absolute()) if data else None, year, _SEED)
+    if data and data.absolute().is_relative_to(home.absolute()):
+        raise click.ClickException(f"{data} lies in {home}, which the demo makes anew; move it elsewhere")
     made.start(home)
     home = home.absolute()
     instance = provide_instance(home / "dagster")
@@ -68,7 +70,8 @@ def demo(data: Path | None, home: Path) -> None:
         _say(f"Simulated CDN with {'files of ' + str(data) if data else 'a generated season'} at {_cdn_url()}")
         _show(made, instance)
     _say(f"\nDone in {time.perf_counter() - started:.0f} s. The cache and the Dagster instance are in {home}.")
-    _say("Open the UI on it:  make dev DEMO=1   (or: tif1-pipeline dev --demo)")
+    if home == DEMO_HOME.absolute():
+        _say("Open the UI on it:  make dev DEMO=1   (or: tif1-pipeline dev --demo)")
 
 
 def _show(made: Demo, dagster_home: Path) -> None:

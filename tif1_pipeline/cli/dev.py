@@ -104,4 +104,6 @@ def _run(command: list[str], dagster_home: Path) -> int:
     process = subprocess.Popen(command, env=environment, start_new_session=True)  # noqa: S603
     signal.signal(signal.SIGINT, stop)
     signal.signal(signal.SIGTERM, stop)
+    # The family has a session of its own, which a closing terminal does not reach.
+    signal.signal(signal.SIGHUP, stop)
     return process.wait()

@@ -43,7 +43,10 @@ class Demo:
         """
         if home.exists() and any(home.iterdir()) and not (home / _MARK).is_file():
             raise click.ClickException(f"{home} holds files that no demo made; name an empty folder with --home")
-        shutil.rmtree(home, ignore_errors=True)
+        if home.is_symlink():
+            raise click.ClickException(f"{home} is a link; name a folder with --home")
+        if home.exists():
+            shutil.rmtree(home)
         home.mkdir(parents=True)
         (home / _MARK).write_text(json.dumps(asdict(self)), encoding="utf-8")
 

@@ -86,7 +86,9 @@ def _columns(value: Any) -> list[dg.TableColumn] | None:
 
 
 def _from_field(field: pa.Field) -> dg.TableColumn:
-    notes = {key.decode(): text.decode() for key, text in (field.metadata or {}).items()}
+    notes = {
+        key.decode(errors="replace"): text.decode(errors="replace") for key, text in (field.metadata or {}).items()
+    }
     description, unit = notes.get("description"), notes.get("unit")
     return dg.TableColumn(
         field.name,

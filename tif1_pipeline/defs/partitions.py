@@ -7,17 +7,23 @@ them.
 """
 
 import logging
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import TypeVar
 
 import dagster as dg
 
 from tif1_pipeline import api
-from tif1_pipeline.calendar import SeasonCalendar
+from tif1_pipeline.calendar import Event, SeasonCalendar
 from tif1_pipeline.defs.seasons import known_seasons
 from tif1_pipeline.exceptions import Tif1Error
+from tif1_pipeline.keys import SESSION_TYPES, SessionKey
 
 _log = logging.getLogger(__name__)
+
+_NO_KEY = re.compile(r"\.\.\.|[\x00-\x1f\x7f|,\[\]]")
+"""What Dagster refuses in static partition keys, or reads as a range or list in commands."""
 
 
 @dataclass(frozen=True)
@@ -34,8 +40,8 @@ class Partitions:
     def from_calendars(cls, calendars: Iterable[SeasonCalendar], seasons: Iterable[int]) -> "Partitions":
         """Build the partitions of these seasons; events and sessions of those with a calendar."""
         calendars = sorted(calendars, key=lambda calendar: calendar.year)
-        events = [event for calendar in calendars for event in calendar.events]
-        sessions = [key for event in events for key in event.session_keys]
+        events = _usable([event for calendar in calendars for event in calendar.events])
+        sessions = _usable([key for event in events for key in event.session_keys])
         years = sorted({*seasons, *(calendar.year for calendar in calendars)})
         return cls(
             seasons=dg.StaticPartitionsDefinition([str(year) for year in years]),
@@ -44,6 +50,22 @@ class Partitions:
             session_to_event=dg.StaticPartitionMapping({key.partition: key.event_partition for key in sessions}),
             event_to_season=dg.StaticPartitionMapping({event.partition: str(event.year) for event in events}),
         )
+
+
+_Named = TypeVar("_Named", Event, SessionKey)
+
+
+def _usable(items: list[_Named]) -> list[_Named]:
+    """Leave out what cannot be a partition key: names come from the network, and one bad one would hide everything."""
+    usable: dict[str, _Named] = {}
+    for item in items:
+        key = item.partition
+        readable = not isinstance(item, SessionKey) or item.session_type in SESSION_TYPES
+        if key in usable or not readable or _NO_KEY.search(key):
+            _log.warning("%r of the calendar cannot be a partition and is left out", key)
+        else:
+            usable[key] = item
+    return list(usable.values())
 
 
 def stored_calendars() -> list[SeasonCalendar]:

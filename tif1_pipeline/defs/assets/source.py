@@ -11,10 +11,10 @@ from tif1_pipeline.cache.base import Source
 from tif1_pipeline.cdn.base import CdnStats
 from tif1_pipeline.config import MIB
 from tif1_pipeline.datasets import CATEGORY, DATASETS, SCHEDULE, Dataset
+from tif1_pipeline.defs.io_entries import DATASET
 from tif1_pipeline.defs.io_manager import PartitionOutput
 from tif1_pipeline.defs.partitions import season_partitions_def, session_partitions_def
 from tif1_pipeline.defs.resources import TimingDataResource
-from tif1_pipeline.exceptions import Tif1Error
 from tif1_pipeline.fetch import FetchedTable
 from tif1_pipeline.keys import SessionKey
 
@@ -76,13 +76,13 @@ class FetchedPartitions:
 def _outcome(key: str, future: "Future[PartitionOutput]") -> tuple[str, PartitionOutput | Exception]:
     try:
         return key, future.result()
-    except Tif1Error as error:
+    except Exception as error:  # noqa: BLE001 - whatever went wrong with one session must not lose the others
         return key, error
 
 
 def _metadata(dataset: Dataset) -> dict[str, object]:
     return {
-        "tif1/dataset": dataset.name,
+        DATASET: dataset.name,
         "dagster/column_schema": dg.TableSchema(
             columns=[
                 dg.TableColumn(
