@@ -22,7 +22,7 @@ PEER = ROOT / ".peers" / "tif1" / "bin" / "python"
 OURS = """
 import json, sys, time
 server, folder, work, phase = sys.argv[1:]
-import tif1_pipeline as tif1, pandas, sqlalchemy, tif1_pipeline.cdn.client, tif1_pipeline.fetch
+import tif1_pipeline as tif1, pandas, sqlalchemy, tif1_pipeline.cdn.engine, tif1_pipeline.fetch
 config = tif1.get_config()
 config.cache_dir = folder
 config.cdn_urls = f"{server}/TracingInsights/{{year}}@main"
