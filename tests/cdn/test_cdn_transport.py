@@ -1,17 +1,25 @@
 """TLS, proxies and how errors of the connection are told."""
 
+import shutil
 import ssl
 import subprocess
 
+import aiohttp
+import httpx
+import multidict
 import pytest
+import yarl
 from misbehaving_server import BODY, FILE, MisbehavingServer, status
 
 from tif1_pipeline.cdn.client import CdnClient
+from tif1_pipeline.cdn.transport import _httpx_error
 from tif1_pipeline.exceptions import NetworkError
 
 
 @pytest.fixture(scope="module")
 def certificate(tmp_path_factory):
+    if shutil.which("openssl") is None:
+        pytest.skip("openssl is not here to make a certificate with")
     path = tmp_path_factory.mktemp("tls") / "certificate.pem"
     subject = ["-subj", "/CN=localhost", "-addext", "subjectAltName=DNS:localhost,IP:127.0.0.1"]
     command = ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2", "-keyout", path, "-out", path]
@@ -100,3 +108,14 @@ def test_what_the_connection_did_is_told(client, config, server, reply, told):
     server.replies["a"] = reply
     with pytest.raises(NetworkError, match=told):
         client.fetch(FILE, bytes)
+
+
+def test_messages_hold_no_password_and_no_object_address():
+    request = httpx.Request("GET", "https://cdn.example/x.json")
+    headers = multidict.CIMultiDictProxy(multidict.CIMultiDict())
+    info = aiohttp.RequestInfo(yarl.URL("http://me:secret@proxy:1"), "GET", headers)
+    refused = aiohttp.ClientHttpProxyError(info, (), status=407, message="Proxy Authentication Required")
+    assert "secret" in str(refused)
+    assert "secret" not in str(_httpx_error(refused, request))
+    error = OSError("Cannot connect to host cdn.example:443 ssl:<ssl.SSLContext object at 0x7f5e> [Name not known]")
+    assert str(_httpx_error(error, request)) == "Cannot connect to host cdn.example:443 [Name not known]"

@@ -118,6 +118,7 @@ def _httpx_error(error: Exception, request: httpx.Request) -> httpx.TransportErr
     # From the particular to the general: SocketTimeoutError is also a ServerConnectionError and an OSError.
     # aiohttp words a proxy's refusal with the proxy's URL, which may hold a password.
     message = re.sub(r"//[^/@\s]*@", "//***@", str(error)) or type(error).__name__
+    message = re.sub(r" ssl:<[^>]*>| ssl:default", "", message)  # an object's address tells nobody anything
     kinds: list[tuple[tuple[type[Exception], ...], type[httpx.TransportError]]] = [
         ((aiohttp.ConnectionTimeoutError,), httpx.ConnectTimeout),
         ((TimeoutError,), httpx.ReadTimeout),
