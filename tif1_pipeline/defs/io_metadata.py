@@ -14,6 +14,7 @@ import pyarrow as pa
 
 from tif1_pipeline.cache.base import EntryInfo
 from tif1_pipeline.config import MIB
+from tif1_pipeline.datasets import Dataset
 
 # Every materialization keeps its preview in the event log for ever: enough to recognise a table, no more.
 _PREVIEW_ROWS = 5
@@ -49,12 +50,18 @@ def describe_entry(info: EntryInfo, *, partitioned: bool) -> dict[str, Any]:
     return metadata
 
 
-def describe_value(value: Any) -> dict[str, Any]:
-    """Return a first look at a value: of a table the schema and the first rows."""
+def describe_value(value: Any, dataset: Dataset | None = None) -> dict[str, Any]:
+    """Return a first look at a value: of a table the schema and the first rows.
+
+    The schema of a dataset's table stands on its asset already; repeated in every event it would cost some 5 ms a
+    partition. It is given where the table has columns beyond it.
+    """
     columns = _columns(value)
     if columns is None:
         return {"preview": dg.MetadataValue.md(f"`{_repr.repr(value).replace('`', ' ')}`")}
-    metadata: dict[str, Any] = {"column_count": len(columns), "dagster/column_schema": dg.TableSchema(columns)}
+    metadata: dict[str, Any] = {"column_count": len(columns)}
+    if dataset is None or [column.name for column in columns] != dataset.schema.names:
+        metadata["dagster/column_schema"] = dg.TableSchema(columns)
     # A date beyond Python's calendar can be stored but not printed: no reason to fail what is stored.
     with contextlib.suppress(ValueError, OverflowError):
         metadata["preview"] = dg.MetadataValue.md(_preview(value))

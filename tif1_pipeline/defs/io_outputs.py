@@ -147,7 +147,7 @@ def _store(cache: Cache, address: Address, delivered: Any) -> dict[str, Any]:
     if not written.stored or written.info is None:
         raise CacheError(f"the cache did not store it: {written.reason}", key=address.entry.text)
     known = describe_entry(written.info, partitioned=partitioned)
-    return {**known, "seconds": round(written.seconds, 4), **describe_value(value), **extra}
+    return {**known, "seconds": round(written.seconds, 4), **describe_value(value, address.dataset), **extra}
 
 
 def _report(context: dg.OutputContext, stored: Mapping[Partition, Mapping[str, Any]]) -> None:
