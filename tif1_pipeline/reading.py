@@ -267,7 +267,7 @@ class Reader:
 
 def rows_of(table: pa.Table, column: str, values: Sequence[Any]) -> pa.Table:
     """Return the rows whose column has one of these values, in their order."""
-    import pyarrow.compute as pc  # 20 ms at import, which a read of a stored part does without
+    import pyarrow.compute as pc  # not at the top: a read of a stored part does without
 
     plain = table[column]
     if pa.types.is_dictionary(plain.type):

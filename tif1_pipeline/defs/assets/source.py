@@ -24,7 +24,7 @@ CDN_POOL = "cdn"
 
 _AT_ONCE = 4
 """Sessions fetched at once. Small tables wait for round trips, which four hide; the CDN client bounds the requests of
-all of them together. A race's telemetry fills the line alone and takes 300 MB on the way: two at once."""
+all of them together. A race's telemetry fills the line alone and is large on the way: two at once."""
 _TELEMETRY_AT_ONCE = 2
 
 Fetch = Callable[[str, CdnStats], FetchedTable]
