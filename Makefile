@@ -6,7 +6,7 @@ CONSTRAINTS := constraints.txt
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 export PIP_PROGRESS_BAR ?= off
 
-.PHONY: help demo dev test check format clean
+.PHONY: help demo dev test check docs format clean
 
 help:  ## Show this list
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -36,9 +36,14 @@ test: .venv/.installed-dev  ## Lint, types and every test
 	@$(BIN)/basedpyright --level error
 	@$(BIN)/pytest -n 2 --dist loadfile $(ARGS)
 
+docs: .venv/.installed  ## Build the documentation to docs/_build/html
+	@test -x $(BIN)/sphinx-build || $(PIP) install --constraint $(CONSTRAINTS) --editable ".[docs]"
+	@$(BIN)/sphinx-build -W --keep-going -q -d docs/_build/doctrees docs docs/_build/html
+	@echo "Open docs/_build/html/index.html"
+
 format: .venv/.installed-dev  ## Format the code
 	@$(BIN)/ruff format .
 	@$(BIN)/ruff check --fix .
 
 clean:  ## Remove what the verbs above made
-	rm -rf .venv .demo .dagster_home .pytest_cache .ruff_cache .hypothesis build *.egg-info
+	rm -rf .venv .demo .dagster_home .pytest_cache .ruff_cache .hypothesis build docs/_build docs/_generated *.egg-info

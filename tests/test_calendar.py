@@ -133,3 +133,11 @@ def test_next_event_is_the_running_or_coming_race_weekend(calendar):
         assert calendar.next_event(moment).name == "Monaco Grand Prix"
     assert calendar.next_event(monaco.sessions[-1].date_utc + timedelta(hours=5)).name == "Austrian Grand Prix"
     assert calendar.next_event(datetime(2026, 12, 31, tzinfo=UTC)) is None
+
+
+def test_a_name_that_is_right_in_another_season_is_no_misspelling(calendar: SeasonCalendar):
+    without = SeasonCalendar(2025, tuple(event for event in calendar.events if event.country != "Australia"))
+    for name in ("Australia", "Australian Grand Prix"):
+        with pytest.raises(EventNotFoundError):
+            without.find(name)
+    assert without.find("Austrria").country == "Austria"

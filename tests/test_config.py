@@ -22,10 +22,10 @@ def test_defaults_are_those_of_the_specification(tmp_path):
     assert config.cache_ttl is None
 
 
-def test_environment_beats_file_beats_default_and_assignment_beats_all(tmp_path):
-    (tmp_path / "pyproject.toml").write_text("[tool.tif1_pipeline]\nmax_retries = 5\ncache_ttl = '7d'\n")
-    config = load_config({"TIF1_MAX_RETRIES": "7"}, tmp_path)
-    assert config.max_retries == 7
+def test_file_beats_environment_beats_default_and_assignment_beats_all(tmp_path):
+    (tmp_path / "pyproject.toml").write_text("[tool.tif1_pipeline]\nmax_retries = 5\n")
+    config = load_config({"TIF1_MAX_RETRIES": "7", "TIF1_CACHE_TTL": "7d"}, tmp_path)
+    assert config.max_retries == 5
     assert config.cache_ttl == timedelta(days=7)
     config.max_retries = 1
     assert config.max_retries == 1
@@ -84,9 +84,10 @@ def test_a_bad_value_is_refused_with_the_choices_and_changes_nothing(name, value
     assert config.to_dict() == before
 
 
-def test_an_error_does_not_repeat_credentials():
+@pytest.mark.parametrize("scheme", ["https", "http", "ftp"])
+def test_an_error_does_not_repeat_credentials(scheme):
     with pytest.raises(ConfigError) as caught:
-        Config(cdn_urls="https://me:secret@example.org")
+        Config(cdn_urls=f"{scheme}://me:secret@example.org")
     assert "secret" not in str(caught.value)
 
 

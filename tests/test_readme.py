@@ -15,7 +15,7 @@ def block_with(text: str) -> str:
 
 
 def test_every_block_is_executed_below():
-    assert len(BLOCKS) == 3
+    assert len(BLOCKS) == 4
 
 
 def test_the_notebook_and_the_settings(tif1, capsys):
@@ -24,6 +24,14 @@ def test_the_notebook_and_the_settings(tif1, capsys):
     assert re.search(r"^[A-Z]{3} 0 days 00:01:\d\d\.\d+ \d+ km/h$", capsys.readouterr().out, re.MULTILINE)
     exec(block_with("get_config"), names)
     assert tif1.get_config().offline
+
+
+def test_the_cache(tif1, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    tif1.get_session(2025, "Australia", "Race").load(telemetry=False)
+    exec(block_with("warm_event"), {"tif1": tif1})
+    assert list((tmp_path / "tables").rglob("laps.parquet"))
+    assert list(tif1.get_cache().get_cache_dir().rglob("*.tar.zst"))
 
 
 def test_the_io_manager_in_another_project(tmp_path, monkeypatch):
@@ -54,6 +62,15 @@ def test_links_lead_somewhere(path):
 @pytest.mark.parametrize("path", re.findall(r"`(tif1_pipeline/[\w/.]+)`", README))
 def test_files_that_are_named_exist(path):
     assert (Path(__file__).parent.parent / path).exists()
+
+
+def test_verbs_of_the_command_line_that_are_shown_exist():
+    from tif1_pipeline.cli import cli
+
+    shown = set(re.findall(r"^tif1-pipeline ([\w-]+)", README, re.MULTILINE))
+    shown |= set(re.findall(r"[\w-]+", " ".join(re.findall(r"# also: (.*)", README))))
+    assert len(shown) >= 15
+    assert shown <= set(cli.list_commands(None))
 
 
 def test_verbs_that_are_shown_exist():

@@ -12,6 +12,7 @@ __version__ = "0.1.0"
 
 if TYPE_CHECKING:
     from tif1_pipeline.api import (
+        check_cache_health,
         close,
         get_cache,
         get_config,
@@ -20,7 +21,13 @@ if TYPE_CHECKING:
         get_session,
         get_sessions,
     )
+    from tif1_pipeline.cache.cache import Cache
+    from tif1_pipeline.cache.health import CacheHealth
+    from tif1_pipeline.cache.metrics import CacheCollector
+    from tif1_pipeline.cache.monitor import CacheMonitor
+    from tif1_pipeline.config import Config
     from tif1_pipeline.defs.io_manager import CacheIOManager, PartitionOutput
+    from tif1_pipeline.events import on_library_update, on_race_complete, on_schedule_update
     from tif1_pipeline.exceptions import (
         CacheError,
         CacheLockedError,
@@ -41,6 +48,7 @@ if TYPE_CHECKING:
 
 _HOMES = {
     "tif1_pipeline.api": (
+        "check_cache_health",
         "close",
         "get_cache",
         "get_config",
@@ -49,6 +57,12 @@ _HOMES = {
         "get_session",
         "get_sessions",
     ),
+    "tif1_pipeline.cache.cache": ("Cache",),
+    "tif1_pipeline.cache.health": ("CacheHealth",),
+    "tif1_pipeline.cache.metrics": ("CacheCollector",),
+    "tif1_pipeline.cache.monitor": ("CacheMonitor",),
+    "tif1_pipeline.config": ("Config",),
+    "tif1_pipeline.events": ("on_library_update", "on_race_complete", "on_schedule_update"),
     "tif1_pipeline.defs.io_manager": ("CacheIOManager", "PartitionOutput"),
     "tif1_pipeline.exceptions": (
         "CacheError",
@@ -71,11 +85,16 @@ _HOMES = {
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
 
 __all__ = [
+    "Cache",
+    "CacheCollector",
     "CacheError",
+    "CacheHealth",
     "CacheIOManager",
     "CacheLockedError",
+    "CacheMonitor",
     "CacheReadOnlyError",
     "CacheVersionError",
+    "Config",
     "ConfigError",
     "CorruptEntryError",
     "DataNotFoundError",
@@ -88,6 +107,7 @@ __all__ = [
     "SessionNotFoundError",
     "Tif1Error",
     "__version__",
+    "check_cache_health",
     "close",
     "generate_cache_key",
     "get_cache",
@@ -96,6 +116,9 @@ __all__ = [
     "get_next_event",
     "get_session",
     "get_sessions",
+    "on_library_update",
+    "on_race_complete",
+    "on_schedule_update",
 ]
 
 

@@ -8,15 +8,18 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tif1_pipeline.cache import Cache
+from tif1_pipeline.cache.names import unresolved
 from tif1_pipeline.calendar import Event
 from tif1_pipeline.config import Config, load_config
 from tif1_pipeline.exceptions import ConfigError, DataNotFoundError
-from tif1_pipeline.keys import SessionKey, session_name
+from tif1_pipeline.keys import SessionKey
 from tif1_pipeline.reading import Reader
 from tif1_pipeline.session import FrameBackend, Session
 
 if TYPE_CHECKING:
+    from tif1_pipeline.cache.health import CacheHealth
     from tif1_pipeline.cdn.client import CdnClient
+    from tif1_pipeline.warming import Warming
 
 _lock = threading.RLock()
 _config: Config | None = None
@@ -69,7 +72,9 @@ def get_cache(path: str | Path | None = None) -> Cache:
     with _lock:
         key = _key_of(path)
         if key not in _caches:
-            _caches[key] = Cache(get_config(), path=key, resolve=partial(_resolve_stored, key))
+            _caches[key] = Cache(
+                get_config(), path=key, resolve=partial(_resolve_stored, key), warmer=partial(_warmer, key)
+            )
         return _caches[key]
 
 
@@ -96,12 +101,24 @@ def _get_bypass() -> Reader:
         return _bypass
 
 
-def _resolve_stored(path: Path | None, year: int, event: str, session_type: str) -> SessionKey:
+def _warmer(path: Path | None) -> "Warming":
+    from tif1_pipeline.warming import Warming  # not at the top: few processes warm
+
+    return Warming(get_reader(path), get_cache(path), get_config())
+
+
+def check_cache_health() -> "CacheHealth":
+    """Tell whether the cache can be used: ``"healthy"``, or ``"failover"`` with its ``reasons``."""
+    return get_cache().check_health()
+
+
+def _resolve_stored(path: Path | None, year: int, event: str, session_type: str | None) -> SessionKey:
     """Resolve by what is stored: asking whether something is cached must not go to the network."""
     calendar = get_reader(path).stored_calendar(year)
     if calendar is None:
-        return SessionKey(year, event, session_name(session_type))
-    return calendar.find(event).key(session_type)
+        return unresolved(year, event, session_type)
+    found = calendar.find(event)
+    return SessionKey(year, found.name, "") if session_type is None else found.key(session_type)
 
 
 def get_session(

@@ -17,7 +17,8 @@ _CLEAR_LEAD = 5.0
 _SHORTEST_MISSPELT = 4
 """A spelling is taken for an event's when it scores at least so high, and so far ahead of any other event: "austrlia"
 is as near to Austria as to Australia, and must not silently become one of them. Shorter texts are no misspellings."""
-
+_RIGHT_ELSEWHERE = frozenset({"austria", "austrian", "australia", "australian"})
+"""Names so close to each other that, where a season lacks the one, the other would be taken for what was meant."""
 
 _LONGEST_SESSION = timedelta(hours=4)
 """A race lasts three hours at most, its podium included; an event is over so long after its last session began."""
@@ -181,7 +182,7 @@ class SeasonCalendar:
         from rapidfuzz import fuzz  # only misspelt names need it; it costs 20 ms at import
 
         def score(item: Event) -> float:
-            if len(query) < _SHORTEST_MISSPELT:
+            if len(query) < _SHORTEST_MISSPELT or query.removesuffix(" grand prix") in _RIGHT_ELSEWHERE:
                 return 0.0
             # Whole names in any order of words; parts of names match too much ("usa" is in "lusail").
             names = {fold(name) for name in (item.name, item.location, item.country) if name}

@@ -1,15 +1,17 @@
 """Settings: each default once, checked on assignment, effective at once.
 
-Sources from weak to strong: the defaults below, a TOML file (``[tool.tif1_pipeline]`` of ``pyproject.toml`` in the
-working directory, or the file named by ``TIF1_CONFIG``), environment variables ``TIF1_<NAME>``, assignment.
+Sources from weak to strong: the defaults below, environment variables ``TIF1_<NAME>``, a TOML file
+(``[tool.tif1_pipeline]`` of ``pyproject.toml`` in the working directory, or the file named by ``TIF1_CONFIG``),
+assignment.
 """
 
+import base64
 import difflib
 import os
 import re
 import tomllib
 from collections.abc import Callable, Mapping
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -21,6 +23,7 @@ from tif1_pipeline.exceptions import ConfigError
 ENV_PREFIX = "TIF1_"
 MIB = 1 << 20
 _DURATION_UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400, "w": 7 * 86400}
+_MASK = "***"
 _LOOPBACK_HOSTS = {"localhost", "127.0.0.1", "::1"}
 
 
@@ -72,6 +75,10 @@ def _to_urls(value: Any) -> tuple[str, ...]:
     return tuple(str(url).strip().rstrip("/") for url in value)
 
 
+def _to_keys(value: Any) -> tuple[str, ...]:
+    return tuple(key.strip() for key in (value.split(",") if isinstance(value, str) else value))
+
+
 def _to_choice(value: Any) -> str:
     return str(value).strip().lower()
 
@@ -101,6 +108,11 @@ def _positive_duration(_: Any, __: Any, value: timedelta | None) -> None:
         raise ValueError("a duration above zero is needed")
 
 
+def _duration(_: Any, __: Any, value: timedelta) -> None:
+    if value < timedelta(0):
+        raise ValueError("a duration of zero or more is needed")
+
+
 def _one_of(*choices: str) -> Callable[[Any, Any, Any], None]:
     def check(_: Any, __: Any, value: Any) -> None:
         if value not in choices:
@@ -112,6 +124,36 @@ def _one_of(*choices: str) -> Callable[[Any, Any, Any], None]:
 def _page_size(_: Any, __: Any, value: int) -> None:
     if not (512 <= value <= 65536 and value & (value - 1) == 0):
         raise ValueError("choose a power of two from 512 to 65,536")
+
+
+def _cron(_: Any, __: Any, value: str) -> None:
+    from cronsim import CronSim, CronSimError  # not at the top: its imports are no reader's business
+
+    try:
+        CronSim(value, datetime(2025, 1, 1, tzinfo=UTC))
+    except CronSimError as error:
+        raise ValueError(
+            f"{error}; a cron line of five fields is needed: minute, hour, day of month, month, day of week"
+        ) from None
+
+
+def _keys(_: Any, __: Any, values: tuple[str, ...] | None) -> None:
+    for value in values or ():
+        try:
+            size = len(key_bytes(value))
+        except ValueError:
+            size = 0
+        if size != 32:
+            raise ValueError("a key is 32 bytes, as 64 hexadecimal digits or as base64")
+
+
+def key_bytes(text: str) -> bytes:
+    """Return the bytes of a key written as hexadecimal digits or base64.
+
+    Raises:
+        ValueError: It is neither.
+    """
+    return bytes.fromhex(text) if re.fullmatch("[0-9a-fA-F]{64}", text) else base64.b64decode(text, validate=True)
 
 
 def _file_name(_: Any, __: Any, value: str) -> None:
@@ -146,12 +188,14 @@ def _default_memory_mb() -> int:
     return max(64, min(2048, ram_mb // 4))
 
 
-def _setting(default: Any, convert: Callable[[Any], Any], check: Any = None, help: str = "") -> Any:
+def _setting(
+    default: Any, convert: Callable[[Any], Any], check: Any = None, help: str = "", *, secret: bool = False
+) -> Any:
     return attrs.field(
         default=default,
         converter=convert,
         validator=check,
-        metadata={"help": help},
+        metadata={"help": help, "secret": secret},
     )
 
 
@@ -209,6 +253,50 @@ class Config:
         "age at which the running season's calendar expires",
     )
 
+    cache_check_freshness: bool = _setting(
+        False, _to_bool, None, "ask the CDN, by conditional request, whether a stored table is still current"
+    )
+    cache_freshness_interval: timedelta = _setting(
+        3600, _to_seconds, _positive_duration, "time between two such questions about one table"
+    )
+
+    cache_auto_cleanup: bool = _setting(False, _to_bool, None, "clean by itself, when cache_cleanup_schedule says")
+    cache_max_size_mb: int = _setting(5000, _to_int, _between(1, 1 << 30), "stored MiB that spare no entry")
+    cache_cleanup_threshold_mb: int = _setting(4500, _to_int, _between(1, 1 << 30), "stored MiB that start a cleanup")
+    cache_cleanup_target_mb: int = _setting(4000, _to_int, _between(0, 1 << 30), "stored MiB at which a cleanup ends")
+    cache_cleanup_strategy: str = _setting(
+        "lru", _to_choice, _one_of("lru", "size", "age", "smart"), "which entries a cleanup removes first"
+    )
+    cache_cleanup_min_age: timedelta = _setting(timedelta(days=7), _to_seconds, _duration, "younger entries are spared")
+    cache_cleanup_min_access: int = _setting(
+        3, _to_int, _between(0, 1 << 30), "entries read at least so often are spared; 0 spares none for that"
+    )
+    cache_cleanup_log: bool = _setting(True, _to_bool, None, "log what a cleanup removed")
+    cache_cleanup_schedule: str = _setting("0 2 * * *", str, _cron, "when to clean by itself: a cron line, in UTC")
+
+    cache_readonly: bool = _setting(False, _to_bool, None, "open the cache read-only and write nothing")
+    cache_fallback_dir: Path | None = _setting(
+        None, _optional(_to_path), None, "folder used while cache_dir cannot be, and synced back to it afterwards"
+    )
+    cache_shards: int = _setting(1, _to_int, _between(1, 64), "files over which the entries are spread")
+
+    cache_enable_metrics: bool = _setting(False, _to_bool, None, "write metrics beside the cache file")
+    cache_metrics_interval: timedelta = _setting(300, _to_seconds, _positive_duration, "time between two writes")
+    cache_debug: bool = _setting(False, _to_bool, None, "log every look-up and write, with tier and time")
+    cache_audit_log: Path | None = _setting(
+        None, _optional(_to_path), None, "file of JSON lines: who did what to which entry, and when"
+    )
+    cache_encryption_key: tuple[str, ...] | None = _setting(
+        None,
+        _optional(_to_keys),
+        _keys,
+        "encrypt what is stored: 32 bytes as hexadecimal or base64; former keys may follow, after commas",
+        secret=True,
+    )
+    cache_encryption_key_file: Path | None = _setting(
+        None, _optional(_to_path), None, "file with such keys, one a line, instead"
+    )
+
     cdn_urls: tuple[str, ...] = _setting(
         (
             "https://cdn.jsdelivr.net/gh/TracingInsights/{year}@main",
@@ -251,9 +339,10 @@ class Config:
             if field.validator:
                 field.validator(self, field, converted)
         except (ValueError, TypeError, OverflowError) as error:
-            shown = re.sub(r"//[^/@\s]*@", "//***@", repr(value))[:200]
+            shown = _MASK if field.metadata["secret"] else _without_passwords(repr(value))[:200]
+            reason = _without_passwords(str(error))
             raise ConfigError(
-                f"{shown} is no value for the setting {name} ({field.metadata['help']}): {error}", setting=name
+                f"{shown} is no value for the setting {name} ({field.metadata['help']}): {reason}", setting=name
             ) from None
         object.__setattr__(self, name, converted)
 
@@ -263,14 +352,20 @@ class Config:
         Raises:
             ConfigError: As on assignment.
         """
-        trial = Config(**self.to_dict())
+        trial = Config(**self._values())
         for name, value in values.items():
             setattr(trial, name, value)
         for name in values:
             object.__setattr__(self, name, getattr(trial, name))
 
     def to_dict(self) -> dict[str, Any]:
-        """Return every setting by name, in the order of the documentation."""
+        """Return every setting by name, in the order of the documentation; secrets are masked."""
+        return {
+            name: _MASK if value is not None and _FIELDS[name].metadata["secret"] else value
+            for name, value in self._values().items()
+        }
+
+    def _values(self) -> dict[str, Any]:
         return {name: getattr(self, name) for name in _FIELDS}
 
     def ttl_of(self, data_type: str) -> timedelta | None:
@@ -294,6 +389,10 @@ def setting_help() -> dict[str, str]:
     return {name: field.metadata["help"] for name, field in _FIELDS.items()}
 
 
+def _without_passwords(text: str) -> str:
+    return re.sub(r"//[^/@\s]*@", "//***@", text)
+
+
 def _unknown_setting(name: str) -> ConfigError:
     close = difflib.get_close_matches(name, _FIELDS, n=3, cutoff=0.5)
     hint = f"did you mean {' or '.join(close)}?" if close else f"the settings are {', '.join(_FIELDS)}"
@@ -312,7 +411,6 @@ def load_config(environ: Mapping[str, str] | None = None, directory: Path | None
     """
     environ = os.environ if environ is None else environ
     config = Config()
-    config.update(_settings_from_file(environ, directory or Path.cwd()))
     from_environment = {}
     for variable, value in environ.items():
         if variable.startswith(ENV_PREFIX) and variable != f"{ENV_PREFIX}CONFIG":
@@ -321,6 +419,7 @@ def load_config(environ: Mapping[str, str] | None = None, directory: Path | None
                 raise ConfigError(f"environment variable {variable}: {_unknown_setting(name)}", setting=name)
             from_environment[name] = value
     config.update(from_environment)
+    config.update(_settings_from_file(environ, directory or Path.cwd()))
     return config
 
 

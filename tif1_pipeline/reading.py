@@ -1,19 +1,20 @@
 """Tables of Formula 1 through the cache: what is stored and fresh is read, anything else is fetched and stored."""
 
 from collections.abc import Callable, Sequence
-from datetime import UTC, datetime, timedelta
+from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 
 from tif1_pipeline.cache import Cache
+from tif1_pipeline.cache.ages import OF_THE_CALENDAR, max_age
 from tif1_pipeline.cache.base import Backend, EntryInfo, Fresh, Hit, Source
 from tif1_pipeline.cache.frames import from_table
 from tif1_pipeline.calendar import SeasonCalendar
 from tif1_pipeline.config import Config
 from tif1_pipeline.datasets import DATASETS
 from tif1_pipeline.exceptions import DataNotFoundError
-from tif1_pipeline.keys import SessionKey, schedule_entry
+from tif1_pipeline.keys import EntryKey, SessionKey, schedule_entry
 
 if TYPE_CHECKING:
     from tif1_pipeline.cdn.base import CdnFile, CdnStats
@@ -53,16 +54,16 @@ class Reader:
             "schedule",
             lambda validators: self.fetch_schedule(year, validators, stats),
             as_,
-            max_age=self._calendar_age(year),
+            max_age=self._max_age(schedule_entry(year)),
         )
 
-    def _calendar_age(self, year: int) -> timedelta | None:
-        """Return how old a season's calendar may be: one that was stored after the season's end changes no more."""
-        if year < datetime.now(UTC).year and self._cache is not None:
-            stored = self._cache.info(schedule_entry(year))
-            if stored is not None and stored.created_at.year > year:
-                return self._config.cache_ttl
-        return self._config.ttl_of("schedule")
+    def _max_age(self, entry: EntryKey) -> timedelta | None:
+        """Return how old a stored table may be."""
+        stored_at = None
+        if entry.data_type in OF_THE_CALENDAR and self._cache is not None:
+            stored = self._cache.info(entry)
+            stored_at = stored and stored.created_at
+        return max_age(self._config, entry.data_type, entry.year, stored_at)
 
     def calendar(self, year: int) -> SeasonCalendar:
         """Return a season's calendar.
@@ -123,17 +124,16 @@ class Reader:
             whole = self.table(key, dataset, stats=stats, on_done=on_done)
             rows = rows_of(whole.value, "Driver", drivers)
             return Hit(from_table(rows if columns is None else rows.select(list(columns)), as_), whole.tier, whole.info)
-        # What a session is, where and when follows from the calendar, and is as old as that may be.
-        max_age = self._calendar_age(key.year) if dataset == "session_info" else self._config.ttl_of(dataset)
+        entry = key.entry(dataset)
         return self._through(
-            key.entry(dataset),
+            entry,
             dataset,
             lambda validators: self.fetch(key, dataset, validators, stats, on_done),
             as_,
             columns=columns,
             parts=drivers,
             part_by=part_by,
-            max_age=max_age,
+            max_age=self._max_age(entry),
         )
 
     def driver_telemetry(
@@ -156,7 +156,7 @@ class Reader:
             InvalidDataError: No mirror has a sound copy.
         """
         whole = key.entry("telemetry")
-        if self._cache is not None:
+        if self._cache is not None and self._config.cache_enabled:
             info = self._cache.info(whole)
             if info is not None and info.schema_version == DATASETS["telemetry"].schema_version:
                 try:
@@ -181,7 +181,7 @@ class Reader:
             )
 
         part = driver if lap is None else f"{driver}/{lap}"
-        return self._through(whole.of_part(part), "telemetry", fetch, as_, max_age=self._config.ttl_of("telemetry"))
+        return self._through(whole.of_part(part), "telemetry", fetch, as_, max_age=self._max_age(whole))
 
     # ---- the CDN
 

@@ -3,12 +3,12 @@
 import asyncio
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING, Any, Literal
 
 from tif1_pipeline.cache.frames import from_table
 from tif1_pipeline.exceptions import DriverNotFoundError
 from tif1_pipeline.keys import SessionKey
+from tif1_pipeline.progress import progress
 from tif1_pipeline.reading import Reader, rows_of
 
 if TYPE_CHECKING:
@@ -149,8 +149,8 @@ class Session:
             Tif1Error: The first table that could not be had, after the others were stored.
         """
         wanted = [name for name, want in zip(_LOADABLE, (laps, telemetry, weather, messages), strict=True) if want]
-        with _progress(f"{self.key}") as advance, ThreadPoolExecutor(max(1, len(wanted))) as pool:
-            futures = [pool.submit(self._table, name, advance) for name in wanted]
+        with progress(f"{self.key}, files fetched:") as advance, ThreadPoolExecutor(max(1, len(wanted))) as pool:
+            futures = [pool.submit(self._table, name, lambda _: advance(1)) for name in wanted]
         for future in futures:
             future.result()
         return self
@@ -187,27 +187,3 @@ class Session:
             driver=str(driver)[:40],
             session=self.key.partition,
         )
-
-
-def _progress(what: str) -> AbstractContextManager[Callable[[Any], None] | None]:
-    import sys
-
-    if not sys.stderr.isatty():
-        return nullcontext()
-    return _bar(what)
-
-
-def _bar(what: str) -> AbstractContextManager[Callable[[Any], None]]:
-    from contextlib import contextmanager
-
-    from rich.console import Console
-    from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
-
-    @contextmanager
-    def bar() -> Any:
-        columns = (SpinnerColumn(), TextColumn("{task.description}"), TextColumn("{task.completed:.0f} files"))
-        with Progress(*columns, TimeElapsedColumn(), console=Console(stderr=True), transient=True) as progress:
-            task = progress.add_task(what, total=None)
-            yield lambda _: progress.advance(task)
-
-    return bar()

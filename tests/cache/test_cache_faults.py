@@ -2,8 +2,10 @@
 
 import logging
 import os
+import random
 import shutil
 import sqlite3
+import threading
 from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
@@ -268,3 +270,55 @@ def test_a_read_only_folder_is_skipped(config: Config, cache: Cache, key: EntryK
     config.cache_dir.mkdir(parents=True, mode=0o500)
     assert cache.read_through(key, fetch).value == TABLE
     assert not cache.write(key, TABLE).stored
+
+
+def test_a_file_whose_tables_are_damaged_is_healed_by_a_write_alone(
+    config: Config, open_cache: Callable[..., Cache], key: EntryKey
+):
+    damage_schema(config, open_cache(), key)
+    cache = open_cache()
+    assert cache.write(key, TABLE).stored
+    assert len(list(config.cache_dir.glob("*.damaged-*"))) == 1
+
+
+def test_threads_that_find_one_damage_set_one_file_aside(
+    config: Config, open_cache: Callable[..., Cache], key: EntryKey
+):
+    damage_schema(config, open_cache(), key)
+    cache, barrier, stored = open_cache(), threading.Barrier(8), {}
+
+    def write(number: int) -> None:
+        barrier.wait()
+        stored[number] = cache.write(EntryKey(f"n{number}", "x"), TABLE).stored
+
+    threads = [threading.Thread(target=write, args=(number,)) for number in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    other = open_cache()
+    assert {number for number in range(8) if other.read(f"n{number}")} == {n for n, done in stored.items() if done}
+    assert sum(stored.values()) >= 5
+    assert len(list(config.cache_dir.glob("*.damaged-*Z"))) == 1
+
+
+def damage_schema(config: Config, cache: Cache, key: EntryKey) -> None:
+    cache.write(key, TABLE)
+    cache.close()
+    with sqlite3.connect(config.cache_path) as connection:
+        connection.execute("PRAGMA journal_mode=delete")
+    connection.close()
+    content = bytearray(config.cache_path.read_bytes())
+    content[200:16384] = random.Random(3).randbytes(16184)  # the same damage in each run
+    config.cache_path.unlink()
+    config.cache_path.write_bytes(content)
+
+
+def test_a_file_in_another_journal_mode_is_used_in_that(
+    config: Config, open_cache: Callable[..., Cache], key: EntryKey, run: Callable[..., str]
+):
+    cache = open_cache()
+    cache.write(key, TABLE)
+    assert run(
+        "config.cache_wal_mode = False; print(cache.read(key) is not None, cache.write(key, table(1)).stored)"
+    ) == ("True True\n")

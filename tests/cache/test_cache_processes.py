@@ -118,7 +118,7 @@ def _read_in_child(cache: Cache, key: EntryKey, answers: "multiprocessing.Queue[
 def test_a_forked_child_has_connections_of_its_own(cache: Cache, key: EntryKey) -> None:
     cache.write(key, TABLE)
     assert cache.read(key, "pandas")
-    before = set(map(id, cache._tiered.database._handles))
+    before = set(map(id, cache._tiered.files()[0].database._handles))
     context = multiprocessing.get_context("fork")
     answers = context.Queue()
     child = context.Process(target=_read_in_child, args=(cache, key, answers))
@@ -126,7 +126,7 @@ def test_a_forked_child_has_connections_of_its_own(cache: Cache, key: EntryKey) 
     assert answers.get(timeout=30) == ("disk", [1, 2, 3], True, {"a": 1})
     child.join()
     assert child.exitcode == 0
-    assert set(map(id, cache._tiered.database._handles)) == before
+    assert set(map(id, cache._tiered.files()[0].database._handles)) == before
     assert cache.read("child", "json").value == {"a": 1}
     assert cache.read(key).value == TABLE
     assert cache.get_stats()["total_hits"] == 5  # the child has not written down what the parent had pending

@@ -211,7 +211,7 @@ def test_processes_that_miss_the_same_fetch_once(start: Callable[..., subprocess
 def database(config: Config, open_cache: Callable[..., Cache]) -> Database:
     cache = open_cache()
     cache.open()
-    return cache._tiered.database
+    return cache._tiered.files()[0].database
 
 
 def test_a_lease_is_renewed_while_its_holder_lives(database: Database) -> None:

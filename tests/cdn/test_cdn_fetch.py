@@ -353,7 +353,7 @@ def test_a_silent_mirror_is_left_after_the_timeout_and_its_retries(client, confi
 
 
 def test_a_body_that_trickles_for_ever_is_ended(client, config, server):
-    config.update({"request_timeout": 0.2, "max_retries": 0, "cdn_urls": [server.mirror("a")]})
+    config.update({"request_timeout": 0.5, "max_retries": 0, "cdn_urls": [server.mirror("a")]})
 
     def trickle(exchange):
         exchange.send(b"[", content_length=100_000)
@@ -363,20 +363,20 @@ def test_a_body_that_trickles_for_ever_is_ended(client, config, server):
 
     server.replies["a"] = trickle
     started = time.monotonic()
-    with pytest.raises(NetworkError, match=r"not complete within 0\.8 s"):
+    with pytest.raises(NetworkError, match=r"not complete within 2 s"):
         fetch(client)
-    assert 0.6 < time.monotonic() - started < 3
+    assert 1.5 < time.monotonic() - started < 8
 
 
 def test_a_body_that_stops_midway_is_a_network_error(client, config, server):
-    config.update({"request_timeout": 0.2, "max_retries": 0, "cdn_urls": [server.mirror("a")]})
+    config.update({"request_timeout": 1, "max_retries": 0, "cdn_urls": [server.mirror("a")]})
 
     def reply(exchange):
         exchange.send(b"[", content_length=100)
         exchange.stall()
 
     server.replies["a"] = reply
-    with pytest.raises(NetworkError, match=r"silence for 0\.2 s"):
+    with pytest.raises(NetworkError, match=r"silence for 1 s"):
         fetch(client)
 
 

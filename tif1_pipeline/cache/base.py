@@ -6,6 +6,7 @@ to other processes and after a kill. A read never writes: access times and count
 batches.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, Literal
@@ -14,6 +15,9 @@ Backend = Literal["pandas", "polars", "arrow", "json"]
 """What a value is: a pandas or polars frame, an Arrow table, or anything that JSON can say."""
 
 Tier = Literal["memory", "disk", "cdn"]
+
+Observer = Callable[[str, str, str | None, float], None]
+"""Told of a look-up: key, data type, tier (None for a miss) and seconds."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,6 +54,7 @@ class EntryInfo:
         checksum: Over the stored bytes of all parts.
         pinned: Not for cleanup to evict.
         generation: Differs for every version ever stored under the key.
+        encryption: Which key the stored bytes are encrypted with; None for plain ones.
     """
 
     key: str
@@ -72,6 +77,7 @@ class EntryInfo:
     checksum: str
     pinned: bool
     generation: str
+    encryption: str | None = None
 
 
 @dataclass(frozen=True, slots=True)

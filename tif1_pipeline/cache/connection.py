@@ -15,8 +15,9 @@ from tif1_pipeline.exceptions import CacheVersionError
 
 APPLICATION_ID = 0x54494631
 """``"TIF1"`` in the file header: how a cache is told from any other SQLite database."""
-LAYOUT_VERSION = 1
-"""Raised with every change of the tables; kept in the file header as ``user_version``."""
+LAYOUT_VERSION = 2
+"""Raised with every change of the tables; kept in the file header as ``user_version``. Every former layout, from 1, is
+migrated when the file is opened."""
 
 FILE_MODE = 0o640
 DIRECTORY_MODE = 0o750
@@ -35,6 +36,8 @@ class Settings(NamedTuple):
     autocheckpoint: int
     mmap_size: int
     lock_timeout: float
+    wal_mode: bool
+    readonly: bool
 
     @classmethod
     def of(cls, config: Config, path: Path) -> "Settings":
@@ -46,21 +49,46 @@ class Settings(NamedTuple):
             config.cache_wal_autocheckpoint,
             config.cache_mmap_size,
             config.cache_lock_timeout.total_seconds(),
+            config.cache_wal_mode,
+            config.cache_readonly,
         )
 
 
-def connect(settings: Settings, *, timeout: float | None = None) -> sqlite3.Connection:
+class Identity(NamedTuple):
+    """What tells a file from another of the same name.
+
+    Attributes:
+        device: Of the file system.
+        inode: Of the file.
+        frozen: Time and size of a file that nobody writes to, when it is opened read-only. Such a file is read as if
+            it could not change, which needs no log and no lock; any change makes it another file to us.
+    """
+
+    device: int
+    inode: int
+    frozen: tuple[int, int] | None = None
+
+
+def connect(
+    settings: Settings, identity: Identity | None = None, *, timeout: float | None = None
+) -> sqlite3.Connection:
     """Open an existing cache file.
 
     Args:
         settings: Path and pragmas.
+        identity: Of the file, where it is opened read-only.
         timeout: Seconds to wait for a lock, where ``lock_timeout`` is too long.
 
     Raises:
         sqlite3.OperationalError: There is no such file, or it cannot be opened.
     """
+    # rw: a cache that was deleted is not created by a read. A database in WAL mode can be read on a read-only file
+    # system only as immutable; mode=ro would write a log and its index beside it.
+    mode = "rw"
+    if settings.readonly:
+        mode = "ro&immutable=1" if identity and identity.frozen else "ro"
     connection = sqlite3.connect(
-        f"{settings.path.absolute().as_uri()}?mode=rw",  # rw: a cache that was deleted is not created by a read
+        f"{settings.path.absolute().as_uri()}?mode={mode}",
         uri=True,
         timeout=settings.lock_timeout if timeout is None else timeout,
         isolation_level=None,  # transactions are begun by us: the module's own would begin them deferred
@@ -86,11 +114,43 @@ def connect(settings: Settings, *, timeout: float | None = None) -> sqlite3.Conn
     return connection
 
 
+class Handle:
+    """One thread's read connection."""
+
+    def __init__(self, settings: Settings, identity: Identity) -> None:
+        self.settings = settings
+        self.identity = identity
+        self.connection = connect(settings, identity)
+        self.data_version = -1
+        self.lock = threading.Lock()
+        self.closed = False
+
+    def close(self) -> None:
+        """Close the connection."""
+        with self.lock:  # another thread may be in the middle of a read
+            self.closed = True
+            self.connection.close()
+
+    def __del__(self) -> None:
+        if not getattr(self, "closed", True):
+            self.connection.close()
+
+
 _looked_at: set[tuple[int, int]] = set()
 _looking = threading.Lock()
 
 
-def first_look(path: Path, identity: tuple[int, int]) -> bool:
+def _renew_lock() -> None:
+    """In a forked child: the lock may have been held by a thread that does not exist there."""
+    global _looking
+    _looking = threading.Lock()
+
+
+if hasattr(os, "register_at_fork"):  # not on Windows, which does not fork
+    os.register_at_fork(after_in_child=_renew_lock)
+
+
+def first_look(path: Path, identity: Identity) -> bool:
     """Judge a file by its first bytes, without SQLite, which would recover or checkpoint a database that is not ours.
 
     Once in a process and never again: closing a file drops all locks that the process has on it (POSIX), those of
@@ -103,7 +163,7 @@ def first_look(path: Path, identity: tuple[int, int]) -> bool:
         CacheVersionError: It belongs to another program, or to another version of this one.
     """
     with _looking:
-        if identity in _looked_at:
+        if identity[:2] in _looked_at:
             return True
         with path.open("rb") as file:
             head = file.read(100)
@@ -112,12 +172,12 @@ def first_look(path: Path, identity: tuple[int, int]) -> bool:
             check_marks(path, application_id, user_version)
         elif head:
             return False
-        _looked_at.add(identity)
+        _looked_at.add(identity[:2])
         return True
 
 
 def check_marks(path: Path, application_id: int, layout: int) -> None:
-    """Refuse a database that is not a cache of this layout.
+    """Refuse a database that is not a cache, or of a layout that is newer than this version knows.
 
     Raises:
         CacheVersionError: It belongs to another program, or to another version of this one.
@@ -128,27 +188,27 @@ def check_marks(path: Path, application_id: int, layout: int) -> None:
             "changed. Set cache_dir or cache_filename to another place, or move that file away",
             path=str(path),
         )
-    if layout != LAYOUT_VERSION:
+    if not 1 <= layout <= LAYOUT_VERSION:
         advice = "update tif1_pipeline" if layout > LAYOUT_VERSION else "move the file away"
         raise CacheVersionError(
-            f"{path} has cache layout {layout}, this version of tif1_pipeline knows {LAYOUT_VERSION}; nothing in it "
-            f"was changed. Either {advice}, or set cache_dir or cache_filename to another place",
+            f"{path} has cache layout {layout}, this tif1_pipeline knows 1 to {LAYOUT_VERSION}; nothing in it was "
+            f"changed. Either {advice}, or set cache_dir or cache_filename to another place",
             path=str(path),
             layout=layout,
         )
 
 
-def has_tables(connection: sqlite3.Connection, path: Path) -> bool:
-    """Tell a cache file from an empty one.
+def layout_of(connection: sqlite3.Connection, path: Path) -> int:
+    """Return a cache file's layout; 0 for an empty file.
 
     Raises:
         CacheVersionError: It belongs to another program, or to another version of this one.
     """
     marks = [connection.execute(f"PRAGMA {name}").fetchone()[0] for name in ("application_id", "user_version")]
     if not any(marks) and not connection.execute("SELECT count(*) FROM sqlite_master").fetchone()[0]:
-        return False  # just made, or the creation was killed and opening the file has rolled it back
+        return 0  # just made, or the creation was killed and opening the file has rolled it back
     check_marks(path, *marks)
-    return True
+    return marks[1]
 
 
 def create_file(path: Path) -> None:
@@ -183,13 +243,32 @@ def set_aside(path: Path) -> Path:
     return kept
 
 
-def file_identity(path: Path) -> tuple[int, int] | None:
+def file_identity(path: Path) -> Identity | None:
     """Return what tells this file from another of the same name; None if there is none."""
+    status = _stat(path)
+    return status and Identity(status.st_dev, status.st_ino)
+
+
+def readonly_identity(path: Path) -> Identity | None:
+    """Return the identity of a file that is opened read-only; None if there is none."""
+    status = _stat(path)
+    if status is None:
+        return None
+    log = _stat(Path(f"{path}-wal"))
+    # A log that holds something, or whose index is there, belongs to a process that writes or did until it died; so
+    # does a journal.
+    if log is not None and (log.st_size or _stat(Path(f"{path}-shm")) is not None):
+        return Identity(status.st_dev, status.st_ino)
+    if _stat(Path(f"{path}-journal")) is not None:
+        return Identity(status.st_dev, status.st_ino)
+    return Identity(status.st_dev, status.st_ino, (status.st_mtime_ns, status.st_size))
+
+
+def _stat(path: Path) -> os.stat_result | None:
     try:
-        status = os.stat(path)  # noqa: PTH116 - on every read; Path.stat costs twice as much
+        return os.stat(path)  # noqa: PTH116 - on every read; Path.stat costs twice as much
     except (FileNotFoundError, NotADirectoryError):
         return None
-    return status.st_dev, status.st_ino
 
 
 def is_damaged(error: BaseException) -> bool:
@@ -213,7 +292,7 @@ def set_journal_mode(connection: sqlite3.Connection, *, wal: bool, timeout: floa
             if connection.execute(f"PRAGMA journal_mode={mode}").fetchone()[0] == mode:
                 return
         except sqlite3.OperationalError as error:
-            if not is_locked(error) or time.monotonic() > deadline:
+            if not is_locked(error):
                 raise
         if time.monotonic() > deadline:
             return  # other connections keep the former mode in use; both are correct

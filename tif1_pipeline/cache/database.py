@@ -6,17 +6,17 @@ than the read itself. Writes and queries go through SQLAlchemy, on connections t
 
 import sqlite3
 import threading
+import time
 import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from itertools import count
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from tif1_pipeline.cache import connection as sqlite
-from tif1_pipeline.cache.connection import Settings
+from tif1_pipeline.cache.connection import LAYOUT_VERSION, Handle, Identity, Settings
 from tif1_pipeline.config import Config
-from tif1_pipeline.exceptions import CacheError, CacheLockedError, CacheVersionError
+from tif1_pipeline.exceptions import CacheError, CacheLockedError, CacheReadOnlyError, CacheVersionError
 
 if TYPE_CHECKING:
     import sqlalchemy as sa
@@ -25,26 +25,8 @@ _inherited: list[Any] = []
 """Connections of a parent process: SQLite forbids even closing them in a child, so they must not be collected."""
 
 
-class Handle:
-    """One thread's read connection."""
-
-    def __init__(self, settings: Settings, identity: tuple[int, int]) -> None:
-        self.settings = settings
-        self.identity = identity
-        self.connection = sqlite.connect(settings)
-        self.data_version = -1
-        self.lock = threading.Lock()
-        self.closed = False
-
-    def close(self) -> None:
-        """Close the connection."""
-        with self.lock:  # another thread may be in the middle of a read
-            self.closed = True
-            self.connection.close()
-
-    def __del__(self) -> None:
-        if not getattr(self, "closed", True):
-            self.connection.close()
+_TRIES = 5
+_T = TypeVar("_T")
 
 
 class Database:
@@ -55,25 +37,38 @@ class Database:
 
     Args:
         config: Settings, read at each use.
-        path: The file; ``config.cache_path`` by default, followed when it changes.
+        locate: Says where the file is; asked again when a setting changes.
         on_set_aside: Told when a damaged file had to be set aside.
+        changes: Numbers the changes that are seen; shared by all files of a cache, so that no two numbers are equal.
+        ours: Whether the file's name is ours, so that something else under it is a damaged cache.
     """
 
-    def __init__(self, config: Config, path: Path | None, on_set_aside: Callable[[Path, Path], None]) -> None:
-        self._config = config
-        self._path = path
+    def __init__(
+        self,
+        config: Config,
+        locate: Callable[[], Path],
+        on_set_aside: Callable[[Path, Path], None],
+        changes: Iterator[int],
+        *,
+        ours: bool,
+    ) -> None:
+        self.config = config
+        self._locate = locate
         self._on_set_aside = on_set_aside
         self._known: tuple[tuple[Any, ...], Settings] | None = None
-        self._changes = count(1)
+        self._changes = changes
+        self._ours = ours
         self._epoch = 0
         self._reset()
 
     def _reset(self) -> None:
         self._lock = threading.RLock()
+        # Threads queue here for SQLite's write lock: waiting at SQLite is polling, in no order, and some never get it.
+        self._turn = threading.Lock()
         self._local = threading.local()
         self._handles: weakref.WeakSet[Handle] = weakref.WeakSet()
         self._engine: tuple[Any, sa.Engine] | None = None
-        self._ready: tuple[Any, ...] | None = None
+        self._ready: tuple[Settings, Identity] | None = None
 
     def forget_inherited(self) -> None:
         """Start without the connections that a fork handed down."""
@@ -111,9 +106,10 @@ class Database:
 
     def _handle(self) -> Handle | None:
         settings = self._settings()
-        identity = sqlite.file_identity(settings.path)
+        identity = _identity(settings)
         handle: Handle | None = getattr(self._local, "handle", None)
         # The identity is compared because a file that was deleted or replaced stays open, and writes to it are lost.
+        self._local.used = identity
         if handle and not handle.closed and handle.identity == identity and handle.settings == settings:
             return handle
         if handle:
@@ -126,46 +122,118 @@ class Database:
             self._handles.add(handle)
         return handle
 
-    def _is_usable(self, settings: Settings, identity: tuple[int, int]) -> bool:
-        """Check, once for each file, that it is a cache of this layout; False for a file without tables yet."""
+    def _is_usable(self, settings: Settings, identity: Identity) -> bool:
+        """Check, once for each file, that it is a cache, of this layout or made so; False for one without tables."""
         with self._lock:
-            if self._ready == (settings.path, identity):
+            if self._ready == (settings, identity):
                 return True
+            if self._ready is None or self._ready[0].wal_mode != settings.wal_mode:
+                self.close()  # the mode of a file changes only while no other connection has it open
             if not sqlite.first_look(settings.path, identity):
-                if settings.path.name != self._config.cache_filename:
+                if not self._ours:
                     raise CacheVersionError(
                         f"{settings.path} is no SQLite database; nothing was changed. Move it away or name another",
                         path=str(settings.path),
                     )
+                if settings.readonly:
+                    raise CacheError(
+                        f"{settings.path} is damaged: it is no SQLite database",
+                        path=str(settings.path),
+                        cause="damaged",
+                    )
                 self._set_aside(settings.path, identity)
                 return False
-            with _closing(sqlite.connect(settings)) as connection:
-                if not sqlite.has_tables(connection, settings.path):
+            with _closing(sqlite.connect(settings, identity)) as connection:
+                layout = sqlite.layout_of(connection, settings.path)
+                if not layout:
                     return False
-                # While others have the file open its mode cannot change: they go on in the former one, and so do we.
-                sqlite.set_journal_mode(connection, wal=self._config.cache_wal_mode, timeout=0.5)
-            self._ready = (settings.path, identity)
+                if layout < LAYOUT_VERSION and settings.readonly:
+                    raise CacheVersionError(
+                        f"{settings.path} has the former cache layout {layout} and cannot be migrated read-only: open "
+                        "it once without cache_readonly",
+                        path=str(settings.path),
+                        layout=layout,
+                    )
+                if not settings.readonly:
+                    # While others have the file open its mode stays; they go on in the former one, and so do we.
+                    sqlite.set_journal_mode(connection, wal=settings.wal_mode, timeout=0.5)
+            if layout < LAYOUT_VERSION:
+                self._create_tables(self._engine_of(settings, identity), settings)
+            self._ready = (settings, identity)
             return True
+
+    def stable(self, read: Callable[[], _T]) -> _T:
+        """Read, and again if the file was opened as one that nobody writes to, and somebody did meanwhile."""
+        if not self.config.cache_readonly:
+            return read()
+        for _ in range(_TRIES):
+            try:
+                value = read()
+            except CacheError:
+                if self._is_still(self._local.used):
+                    raise
+            else:
+                if self._is_still(self._local.used):
+                    return value
+        raise self._changing()
+
+    def _is_still(self, identity: Identity | None) -> bool:
+        return identity is None or identity.frozen is None or _identity(self._settings()) == identity
+
+    def _changing(self) -> CacheError:
+        return CacheError(
+            f"{self.path} was written to while it was read: try again, or read it without cache_readonly",
+            path=str(self.path),
+            cause="changing",
+        )
 
     # ---- writing
 
     @contextmanager
     def writing(self, timeout: float | None = None) -> Iterator["sa.Connection"]:
         """A transaction that holds the write lock from its start; creates the file when there is none."""
-        with self._translated("write"), self._connected("BEGIN IMMEDIATE", timeout) as connection, connection.begin():
-            yield connection
+        if self.config.cache_readonly:
+            raise self._readonly_error()
+        seconds = self.lock_timeout if timeout is None else timeout
+        started = time.monotonic()
+        if not self._turn.acquire(timeout=seconds):
+            raise self._locked_error("write", seconds)
+        try:
+            left = max(0.0, seconds - (time.monotonic() - started))
+            with (
+                self._translated("write", seconds),
+                self._connected("BEGIN IMMEDIATE", left) as connection,
+                connection.begin(),
+            ):
+                yield connection
+        finally:
+            self._turn.release()
 
     @contextmanager
     def querying(self) -> Iterator["sa.Connection"]:
         """A read transaction for queries over many entries; the file must exist."""
         with self._translated("query"), self._connected("BEGIN", None) as connection, connection.begin():
+            identity = self._local.used
             yield connection
+        if not self._is_still(identity):
+            raise self._changing()
 
     @contextmanager
     def raw(self, timeout: float) -> Iterator[sqlite3.Connection]:
         """A connection of its own that waits no longer than ``timeout`` seconds for a lock; the file must exist."""
-        with self._translated("write"), _closing(sqlite.connect(self._settings(), timeout=timeout)) as connection:
+        settings = self._settings()
+        identity = _identity(settings)
+        self._local.used = identity
+        with (
+            self._translated("write", timeout),
+            _closing(sqlite.connect(settings, identity, timeout=timeout)) as connection,
+        ):
             yield connection
+
+    @property
+    def lock_timeout(self) -> float:
+        """Seconds to wait for another process's lock."""
+        return self._settings().lock_timeout
 
     def exists(self) -> bool:
         """Tell whether there is a file with tables in it."""
@@ -189,19 +257,22 @@ class Database:
             engine[1].dispose()
 
     def _settings(self) -> Settings:
-        config = self._config
+        config = self.config
         given = (
             config.cache_dir,
             config.cache_filename,
+            config.cache_fallback_dir,
             config.cache_page_size,
             config.cache_cache_size,
             config.cache_wal_autocheckpoint,
             config.cache_mmap_size,
             config.cache_lock_timeout,
+            config.cache_wal_mode,
+            config.cache_readonly,
         )
         # On every hit: joining a path costs more than comparing what it is made of.
         if self._known is None or self._known[0] != given:
-            self._known = (given, Settings.of(config, self._path or config.cache_path))
+            self._known = (given, Settings.of(config, self._locate()))
         return self._known[1]
 
     @contextmanager
@@ -215,28 +286,39 @@ class Database:
         """Return the engine of the file, which is created with its tables when it does not exist."""
         settings = self._settings()
         with self._lock:
-            identity = sqlite.file_identity(settings.path)
+            identity = _identity(settings)
             ready = identity is not None and self._is_usable(settings, identity)
+            if not ready and settings.readonly:
+                raise CacheError(
+                    f"there is no cache at {settings.path}, and none is made while cache_readonly is on",
+                    path=str(settings.path),
+                    cause="missing",
+                )
             if not ready:
                 sqlite.create_file(settings.path)
                 identity = sqlite.file_identity(settings.path)
                 if identity is not None:
                     sqlite.first_look(settings.path, identity)  # now: never once there are connections
             engine = self._engine_of(settings, identity)
+            self._local.used = identity
             if not ready:
-                from tif1_pipeline.cache.schema import create_tables
-
-                busy_timeout = round(settings.lock_timeout * 1000)
-                with engine.connect().execution_options(busy_timeout=busy_timeout) as connection, connection.begin():
-                    create_tables(connection)
+                self._create_tables(engine, settings)
                 # The journal mode comes last: in WAL mode the marks in the header could sit in the log alone, and
                 # the next process would take the file for somebody else's.
                 with _closing(sqlite.connect(settings)) as connection:
-                    sqlite.set_journal_mode(connection, wal=self._config.cache_wal_mode, timeout=settings.lock_timeout)
+                    sqlite.set_journal_mode(connection, wal=settings.wal_mode, timeout=settings.lock_timeout)
             return engine
 
-    def _engine_of(self, settings: Settings, identity: tuple[int, int] | None) -> "sa.Engine":
-        wanted = (settings, identity, self._config.cache_max_connections)
+    @staticmethod
+    def _create_tables(engine: "sa.Engine", settings: Settings) -> None:
+        from tif1_pipeline.cache.schema import create_tables
+
+        busy_timeout = round(settings.lock_timeout * 1000)
+        with engine.connect().execution_options(busy_timeout=busy_timeout) as connection, connection.begin():
+            create_tables(connection)
+
+    def _engine_of(self, settings: Settings, identity: Identity | None) -> "sa.Engine":
+        wanted = (settings, identity, self.config.cache_max_connections)
         if self._engine and self._engine[0] == wanted:
             return self._engine[1]
         import sqlalchemy as sa
@@ -246,9 +328,9 @@ class Database:
             self._engine[1].dispose()
         engine = sa.create_engine(
             "sqlite://",
-            creator=lambda: sqlite.connect(settings),
+            creator=lambda: sqlite.connect(settings, identity),
             poolclass=sa.QueuePool,
-            pool_size=self._config.cache_max_connections,
+            pool_size=self.config.cache_max_connections,
             max_overflow=0,
             pool_timeout=settings.lock_timeout,
         )
@@ -265,47 +347,78 @@ class Database:
 
     # ---- trouble
 
-    def heal(self) -> None:
-        """Set a malformed file aside, so that the next write starts a new one."""
-        path = self.path
-        identity = sqlite.file_identity(path)
-        if identity is not None:
-            with self._lock:
-                self._set_aside(path, identity)
+    def heal(self, identity: Identity | None = None) -> None:
+        """Set a malformed file aside, so that the next write starts a new one.
 
-    def _set_aside(self, path: Path, identity: tuple[int, int]) -> None:
+        Args:
+            identity: Of the file that was found malformed: another thread or process may have put a new one there
+                since. By default the one that is there.
+        """
+        identity = identity or sqlite.file_identity(self.path)
+        if self.config.cache_readonly or identity is None:
+            return
+        with self._lock:
+            self._set_aside(self.path, identity)
+
+    def _set_aside(self, path: Path, identity: Identity) -> None:
         if sqlite.file_identity(path) == identity:  # else another process has done so already
             self._ready = None
             self._on_set_aside(path, sqlite.set_aside(path))
 
     @contextmanager
-    def _translated(self, doing: str) -> Iterator[None]:
+    def _translated(self, doing: str, seconds: float | None = None) -> Iterator[None]:
         try:
             yield
         except (sqlite3.Error, OSError) as error:
+            if sqlite.is_locked(error):
+                raise self._locked_error(doing, seconds) from error
             raise self._error(doing, error) from error
         except Exception as error:  # SQLAlchemy's wrapper, told by what it wraps so that reads need not import it
             original = getattr(error, "orig", None)
             if isinstance(original, sqlite3.Error):
+                if sqlite.is_locked(original):
+                    raise self._locked_error(doing, seconds) from error
                 raise self._error(doing, original) from error
             if type(error).__module__ == "sqlalchemy.exc" and type(error).__name__ == "TimeoutError":
                 raise self._error(doing, error, "pool exhausted") from error
             raise
 
+    def _readonly_error(self) -> CacheReadOnlyError:
+        return CacheReadOnlyError(
+            f"{self.path} is opened read-only: nothing can be written or removed while cache_readonly is on",
+            path=str(self.path),
+            cause="read-only",
+        )
+
+    def _locked_error(self, doing: str, seconds: float | None) -> CacheLockedError:
+        seconds = self.lock_timeout if seconds is None else seconds
+        return CacheLockedError(
+            f"could not {doing} {self.path}: another process or thread held the lock for more than {seconds:g} s. Look "
+            "for a long transaction or a hanging process, or raise cache_lock_timeout",
+            path=str(self.path),
+            cause="locked",
+        )
+
     def _error(self, doing: str, error: Exception, cause: str | None = None) -> CacheError:
         path = self.path
-        if sqlite.is_locked(error):
-            seconds = self._settings().lock_timeout
-            return CacheLockedError(
-                f"could not {doing} {path}: another process held the lock for more than {seconds:g} s. Look for a long "
-                "transaction or a hanging process, or raise cache_lock_timeout",
-                path=str(path),
-                cause="locked",
-            )
+        if self.config.cache_readonly and getattr(error, "sqlite_errorcode", 0) & 0xFF == sqlite3.SQLITE_READONLY:
+            if getattr(error, "sqlite_errorname", None) in ("SQLITE_READONLY_ROLLBACK", "SQLITE_READONLY_RECOVERY"):
+                return CacheError(
+                    f"{path} was left in the middle of a change by a process that died, and cannot be read before that "
+                    "is undone: open it once without cache_readonly",
+                    path=str(path),
+                    cause="unfinished",
+                )
+            return self._readonly_error()
         if cause is None:
             name = getattr(error, "sqlite_errorname", None) or type(error).__name__
             cause = "damaged" if sqlite.is_damaged(error) else "disk full" if name == "SQLITE_FULL" else name
-        return CacheError(f"could not {doing} {path}: {error}", path=str(path), cause=cause)
+        identity = getattr(self._local, "used", None)
+        return CacheError(f"could not {doing} {path}: {error}", path=str(path), cause=cause, identity=identity)
+
+
+def _identity(settings: Settings) -> Identity | None:
+    return (sqlite.readonly_identity if settings.readonly else sqlite.file_identity)(settings.path)
 
 
 @contextmanager

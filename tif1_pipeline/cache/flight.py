@@ -18,7 +18,7 @@ LEASE_SECONDS = 10.0
 _LOOK_UP = "SELECT expires_at FROM leases WHERE key = ?"
 _POLL_SECONDS = 0.05
 _LOCK_SECONDS = 2.0
-"""A lease only saves work: when the file is locked for longer, both fetch."""
+"""To renew a lease or give it back; what fails is tried again, or runs out by itself."""
 
 
 class Flights:
@@ -118,8 +118,9 @@ class Leases:
 
         from tif1_pipeline.cache.schema import LEASES
 
-        now = time.time()
-        with self._database.writing(_LOCK_SECONDS) as connection:
+        # Under load a writer waits for seconds; for longer than a lease lasts it need not.
+        with self._database.writing(min(self._database.lock_timeout, self._seconds)) as connection:
+            now = time.time()
             held = connection.execute(sa.select(LEASES.c.expires_at).where(LEASES.c.key == key)).scalar()
             if held is not None and self._is_running(held):
                 return False

@@ -2,6 +2,7 @@
 
 import threading
 from collections import Counter, OrderedDict
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -88,6 +89,18 @@ class Memory:
         """Drop the entries that hold a part of this one alone."""
         with self._lock:
             for name in [name for name in self._entries if name.startswith(f"{key}/")]:
+                self._drop(name)
+
+    def evict_where(self, condition: Callable[[EntryInfo], bool]) -> None:
+        """Drop the entries that a condition holds for."""
+        with self._lock:
+            for name in [name for name, entry in self._entries.items() if condition(entry.info)]:
+                self._drop(name)
+
+    def evict_unsaved(self) -> None:
+        """Drop the entries that the disk tier refused."""
+        with self._lock:
+            for name in [name for name, entry in self._entries.items() if entry.on_disk != entry.info.generation]:
                 self._drop(name)
 
     def clear(self) -> int:

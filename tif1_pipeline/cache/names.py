@@ -6,8 +6,9 @@ from collections.abc import Callable
 from tif1_pipeline.exceptions import Tif1Error
 from tif1_pipeline.keys import SESSION_TYPES, EntryKey, SessionKey, session_name, slug
 
-Resolve = Callable[[int, str, str], SessionKey]
-"""Turns year, event and session type, in any spelling, into a session's key."""
+Resolve = Callable[[int, str, str | None], SessionKey]
+"""Turns year, event and session type, in any spelling, into a session's key; without a session type, into one that
+names the event alone."""
 
 _SESSIONS = "|".join(sorted(map(slug, SESSION_TYPES), key=len, reverse=True))
 _SESSION_KEY = re.compile(
@@ -16,9 +17,9 @@ _SESSION_KEY = re.compile(
 )
 
 
-def unresolved(year: int, event: str, session_type: str) -> SessionKey:
+def unresolved(year: int, event: str, session_type: str | None) -> SessionKey:
     """Take the event as it is given, and the session type by name or short form."""
-    return SessionKey(int(year), event, session_name(session_type))
+    return SessionKey(int(year), event, "" if session_type is None else session_name(session_type))
 
 
 def stored_key(key: EntryKey | str, resolve: Resolve) -> EntryKey | str:

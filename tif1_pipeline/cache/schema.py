@@ -34,6 +34,7 @@ ENTRIES = sa.Table(
     sa.Column("checksum", sa.Text, nullable=False),
     sa.Column("pinned", sa.Boolean, nullable=False),
     sa.Column("generation", sa.Text, nullable=False),
+    sa.Column("encryption", sa.Text),
     sa.Index("entries_accessed_at", "accessed_at"),
     sa.Index("entries_created_at", "created_at"),
     sa.Index("entries_data_type", "data_type"),
@@ -71,9 +72,21 @@ CACHE_METADATA = sa.Table(
 )
 
 
+MIGRATIONS: dict[int, tuple[str, ...]] = {
+    # Blobs can be encrypted; those of former files are not.
+    1: ("ALTER TABLE entries ADD COLUMN encryption TEXT",),
+}
+"""What makes a file of one layout one of the next."""
+
+
 def create_tables(connection: sa.Connection) -> None:
-    """Create the tables and mark the file as ours, within the caller's transaction, unless another process has."""
-    if connection.exec_driver_sql("PRAGMA user_version").scalar():
+    """Create the tables and mark the file as ours, or bring it from a former layout to this one.
+
+    Within the caller's transaction, which holds the write lock: whoever comes second finds it done.
+    """
+    layout = connection.exec_driver_sql("PRAGMA user_version").scalar_one()
+    if layout:
+        _migrate(connection, layout)
         return
     METADATA.create_all(connection)
     connection.execute(
@@ -82,3 +95,12 @@ def create_tables(connection: sa.Connection) -> None:
     )
     connection.exec_driver_sql(f"PRAGMA application_id={APPLICATION_ID}")
     connection.exec_driver_sql(f"PRAGMA user_version={LAYOUT_VERSION}")
+
+
+def _migrate(connection: sa.Connection, layout: int) -> None:
+    for former in range(layout, LAYOUT_VERSION):
+        for statement in MIGRATIONS[former]:
+            connection.exec_driver_sql(statement)
+    if layout < LAYOUT_VERSION:
+        connection.execute(sa.update(CACHE_METADATA).filter_by(key="version").values(value=str(LAYOUT_VERSION)))
+        connection.exec_driver_sql(f"PRAGMA user_version={LAYOUT_VERSION}")

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 from tif1_pipeline import __version__
 from tif1_pipeline.cache.base import Backend, EntryInfo, Source
+from tif1_pipeline.cache.cipher import Keyring, context_of, no_key
 from tif1_pipeline.cache.codec import FORMAT_VERSION, Blob, Encoded
 from tif1_pipeline.cache.database import Database
 from tif1_pipeline.exceptions import CacheError
@@ -19,11 +20,11 @@ from tif1_pipeline.keys import EntryKey
 _COLUMNS = (
     "key, year, event, session_type, data_type, backend, created_at, accessed_at, access_count, size_bytes, "
     "compressed_size, rows, parts, schema_version, library_version, format_version, source_url, etag, last_modified, "
-    "checksum, pinned, generation"
+    "checksum, pinned, generation, encryption"
 )
 _LOOK_UP = f"SELECT id, {_COLUMNS} FROM entries WHERE key = ?"  # noqa: S608 - a constant
 _LOOK_UP_PARTS = "SELECT id, ordinal, name, checksum FROM parts WHERE entry_id = ?"
-_HEADER_ORDINAL = 0
+HEADER_ORDINAL = 0
 """Where a table's header stands among its parts; the parts proper follow."""
 
 
@@ -50,6 +51,7 @@ def entry_info(row: Sequence[Any]) -> EntryInfo:
         checksum=row[19],
         pinned=bool(row[20]),
         generation=row[21],
+        encryption=row[22],
     )
 
 
@@ -118,6 +120,9 @@ class Store:
 
     def info(self, key: str) -> EntryInfo | None:
         """Return an entry's metadata."""
+        return self._database.stable(lambda: self._info(key))
+
+    def _info(self, key: str) -> EntryInfo | None:
         with self._database.reading() as handle:
             row = handle and handle.connection.execute(_LOOK_UP, (key,)).fetchone()
             return entry_info(row[1:]) if row else None
@@ -129,6 +134,9 @@ class Store:
             key: Stored key.
             select: Says which parts to read, given the metadata. What it raises is passed on.
         """
+        return self._database.stable(lambda: self._load(key, select))
+
+    def _load(self, key: str, select: Callable[[EntryInfo], Sequence[str]]) -> Loaded | None:
         with self._database.reading() as handle:
             if handle is None:
                 return None
@@ -140,19 +148,36 @@ class Store:
                     return None
                 info = entry_info(row[1:])
                 wanted = select(info)
+                if not wanted:
+                    return Loaded(info, None, [])
                 header, stored = None, {}
                 for part, ordinal, name, checksum in connection.execute(_LOOK_UP_PARTS, row[:1]):
-                    if ordinal == _HEADER_ORDINAL:
+                    if ordinal == HEADER_ORDINAL:
                         header = self._blob(connection, part, name, checksum)
                     else:
-                        stored[name] = part, checksum
+                        stored[name] = part, ordinal, checksum
                 if missing := [name for name in wanted if name not in stored]:
                     raise CacheError(f"{key} lacks its parts {missing}", key=key, cause="damaged entry")
-                return Loaded(
-                    info, header, [self._blob(connection, stored[name][0], name, stored[name][1]) for name in wanted]
-                )
+                blobs = [self._blob(connection, stored[name][0], name, stored[name][2]) for name in wanted]
             finally:
                 connection.execute("ROLLBACK")
+        if info.encryption is None:
+            return Loaded(info, header, blobs)
+        return self._opened(info, header, blobs, [stored[name][1] for name in wanted])
+
+    def _opened(self, info: EntryInfo, header: Blob | None, blobs: list[Blob], ordinals: list[int]) -> Loaded:
+        key_id = info.encryption
+        keyring = Keyring.of(self._database.config)
+        if keyring is None or key_id is None or key_id not in keyring:
+            raise no_key(f"{info.key} cannot be read", {key_id})
+        if header is not None:
+            header = keyring.open_blob(
+                key_id, header, context_of(info.key, info.generation, HEADER_ORDINAL, header.name)
+            )
+        for position, (blob, ordinal) in enumerate(zip(blobs, ordinals, strict=True)):
+            context = context_of(info.key, info.generation, ordinal, blob.name)
+            blobs[position] = keyring.open_blob(key_id, blob, context)
+        return Loaded(info, header, blobs)
 
     @staticmethod
     def _blob(connection: sqlite3.Connection, part: int, name: str, checksum: str) -> Blob:
@@ -163,15 +188,37 @@ class Store:
     # ---- writing
 
     def save(self, info: EntryInfo, encoded: Encoded) -> EntryInfo:
-        """Replace an entry, and the entries that hold parts of it alone, in one transaction."""
+        """Replace an entry, and the entries that hold parts of it alone, in one transaction.
+
+        Raises:
+            CacheError: With the cause ``no key``: one of them is encrypted with a key that is not given. A process with
+                other settings must not remove what it cannot read.
+        """
         import sqlalchemy as sa
 
         from tif1_pipeline.cache.schema import ENTRIES, PARTS
 
+        parts = {
+            ordinal: blob
+            for ordinal, blob in enumerate((encoded.header, *encoded.blobs), HEADER_ORDINAL)
+            if blob is not None
+        }
+        keyring = Keyring.of(self._database.config)
+        if keyring is not None:  # before the write lock is taken
+            for ordinal, blob in parts.items():
+                parts[ordinal] = keyring.seal_blob(blob, context_of(info.key, info.generation, ordinal, blob.name))
+            size = sum(len(blob.data) for blob in parts.values())
+            info = replace(info, encryption=keyring.current, compressed_size=size)
+        replaced = sa.or_(ENTRIES.c.key == info.key, parts_of(info.key))
         with self._database.writing() as connection:
-            former = connection.execute(sa.select(ENTRIES.c.access_count).where(ENTRIES.c.key == info.key)).scalar()
-            info = replace(info, access_count=former or 0)  # a refreshed entry is as popular as before
-            connection.execute(sa.delete(ENTRIES).where(sa.or_(ENTRIES.c.key == info.key, parts_of(info.key))))
+            columns = (ENTRIES.c.key, ENTRIES.c.access_count, ENTRIES.c.encryption)
+            former = connection.execute(sa.select(*columns).where(replaced)).all()
+            unknown = {row.encryption for row in former} - {None}
+            if unknown := {key_id for key_id in unknown if keyring is None or key_id not in keyring}:
+                raise no_key(f"what is stored of {info.key} is not replaced", unknown)
+            # A refreshed entry is as popular as before.
+            info = replace(info, access_count=next((row.access_count for row in former if row.key == info.key), 0))
+            connection.execute(sa.delete(ENTRIES).where(replaced))
             entry_id = connection.execute(sa.insert(ENTRIES).returning(ENTRIES.c.id), _values(info)).scalar_one()
             connection.execute(
                 sa.insert(PARTS),
@@ -184,8 +231,7 @@ class Store:
                         "checksum": blob.checksum,
                         "data": blob.data,
                     }
-                    for ordinal, blob in enumerate((encoded.header, *encoded.blobs), _HEADER_ORDINAL)
-                    if blob is not None
+                    for ordinal, blob in parts.items()
                 ],
             )
         return info
@@ -217,22 +263,11 @@ class Store:
             return 0
         condition = ENTRIES.c.key == key
         if generation is None:
-            condition = sa.or_(condition, ENTRIES.c.key.startswith(f"{key}/", autoescape=True))
+            condition = sa.or_(condition, parts_of(key))
         else:
             condition = sa.and_(condition, ENTRIES.c.generation == generation)
         with self._database.writing() as connection:
             return connection.execute(sa.delete(ENTRIES).where(condition)).rowcount
-
-    def clear(self) -> int:
-        """Remove all entries; returns their number."""
-        import sqlalchemy as sa
-
-        from tif1_pipeline.cache.schema import ENTRIES
-
-        if not self._database.exists():
-            return 0
-        with self._database.writing() as connection:
-            return connection.execute(sa.delete(ENTRIES)).rowcount
 
 
 def parts_of(key: str) -> Any:

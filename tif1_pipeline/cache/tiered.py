@@ -7,24 +7,29 @@ import time
 import weakref
 from collections import Counter
 from collections.abc import Callable
-from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
 from tif1_pipeline import __version__
-from tif1_pipeline.cache import codec, frames, jsonvalue, views
-from tif1_pipeline.cache.base import Backend, EntryInfo, Fresh, Hit, Source, Written
-from tif1_pipeline.cache.database import Database
-from tif1_pipeline.cache.flight import Flights, Leases
+from tif1_pipeline.cache import audit, codec, frames, jsonvalue, metrics, views
+from tif1_pipeline.cache.base import Backend, EntryInfo, Hit, Observer, Source, Written
+from tif1_pipeline.cache.files import File
 from tif1_pipeline.cache.memory import Entry, Memory
-from tif1_pipeline.cache.store import Loaded, Store, new_info
-from tif1_pipeline.cache.usage import Usage
+from tif1_pipeline.cache.shard import Shard
+from tif1_pipeline.cache.shards import Shards
+from tif1_pipeline.cache.store import Loaded, new_info
 from tif1_pipeline.cache.views import Content, View
 from tif1_pipeline.config import Config
-from tif1_pipeline.exceptions import CacheError, CacheVersionError, CorruptEntryError, DataNotFoundError, NetworkError
+from tif1_pipeline.exceptions import (
+    CacheError,
+    CacheReadOnlyError,
+    CacheVersionError,
+    CorruptEntryError,
+)
 from tif1_pipeline.keys import EntryKey
 
 _log = logging.getLogger(__name__)
+_trace = logging.getLogger("tif1_pipeline.cache.trace")
 
 _instances: "weakref.WeakSet[Tiered]" = weakref.WeakSet()
 
@@ -38,41 +43,89 @@ class Tiered:
     """
 
     def __init__(self, config: Config, path: Path | None = None) -> None:
-        self._config = config
-        self.database = Database(config, path, self._note_set_aside)
-        self.store = Store(self.database)
+        self.config = config
+        self._shards = Shards(config, path, self._note_set_aside)
         self.memory = Memory(config)
-        self.usage = Usage(self.database)
         self.degraded: Counter[str] = Counter()
-        self._leases = Leases(self.database)
-        self._flights = Flights()
+        self.observers: tuple[Observer, ...] = ()
+        self._on_fork: list[Callable[[], None]] = []
         self._lock = threading.Lock()
         _instances.add(self)
 
     def forget_inherited(self) -> None:
         """Start anew after a fork: locks may be held by threads, and connections be in use, that are not ours."""
         self._lock = threading.Lock()
-        for part in (self.database, self.memory, self.usage, self._flights):
-            part.forget_inherited()
+        self._shards.forget_inherited()
+        self.memory.forget_inherited()
+        for forget in self._on_fork:
+            forget()
+
+    def on_fork(self, forget: Callable[[], None]) -> None:
+        """Have something called in a forked child."""
+        self._on_fork.append(forget)
+
+    @property
+    def path(self) -> Path:
+        """The file, the first one where there are several."""
+        return self._shards.path
+
+    def files(self) -> tuple[File, ...]:
+        """Return the files that hold entries now; look again for each task, they change with the settings."""
+        return self._shards.files()
+
+    def shards(self) -> list[Shard]:
+        """Return the shares over which the entries are spread."""
+        return self._shards.all()
+
+    def shard_of(self, key: str) -> Shard:
+        """Return the share that an entry belongs to."""
+        return self._shards.of(key)
+
+    def file_of(self, key: str) -> File:
+        """Return the file that an entry is written to now."""
+        return self._shards.of(key).current
+
+    def observe(self, observer: Observer) -> None:
+        """Have a function called after each counted look-up."""
+        with self._lock:
+            self.observers = (*self.observers, observer)
+
+    def unobserve(self, observer: Observer) -> None:
+        """Call it no more."""
+        with self._lock:
+            self.observers = tuple(other for other in self.observers if other is not observer)
 
     # ---- reading
 
     def read(self, key: EntryKey | str, view: View, schema_version: int | None) -> Hit | None:
         """Look in memory, then on disk."""
-        if not self._config.cache_enabled:
+        if not self.config.cache_enabled:
             return None
         started = time.perf_counter()
-        hit = self._find(str(key), view, schema_version)
-        self._count(key, hit, started)
+        hit = self.find(str(key), view, schema_version)
+        self.count(key, hit, started)
         return hit
 
-    def _count(self, key: EntryKey | str, hit: Hit | None, started: float) -> None:
+    def count(self, key: EntryKey | str, hit: Hit | None, started: float) -> None:
+        """Count a look-up, and tell whoever wants to know of it."""
+        text = str(key)
         info = hit.info if hit else None
         data_type = info.data_type if info else getattr(key, "data_type", "")
-        self.usage.record(str(key), data_type, hit is not None, time.perf_counter() - started)
+        seconds = time.perf_counter() - started
+        self._shards.of(text).current.usage.record(text, data_type, hit is not None, seconds)
+        tier = hit.tier if hit else None
+        for observer in self.observers:
+            observer(text, data_type, tier, seconds)
+        if self.config.cache_audit_log is not None:
+            audit.record(self.config, "read", text, tier=tier or "none")
+        if self.config.cache_debug:
+            _debug("read %s: %s, %.3f ms", text, tier or "not stored", 1000 * seconds)
+        if self.config.cache_enable_metrics:
+            metrics.start(self)
 
-    def _find(self, key: str, view: View, schema_version: int | None) -> Hit | None:
-        if not self._config.memory_cache_enabled:
+    def find(self, key: str, view: View, schema_version: int | None) -> Hit | None:
+        """Look in memory, then on disk, without counting."""
+        if not self.config.memory_cache_enabled:
             return self._from_disk(key, view, schema_version)
         hit = self._from_memory(key, view, schema_version)
         self.memory.count(hit is not None)
@@ -97,9 +150,10 @@ class Tiered:
     def _is_current(self, key: str, entry: Entry) -> bool:
         """Tell whether nobody has replaced the entry on disk; one look-up, and only if anything was committed there."""
         try:
-            epoch = self.database.changes()
+            shard = self._shards.of(key)
+            epoch = shard.changes()
             if not epoch or entry.epoch != epoch:  # 0: there is no file, or not any more
-                current = self.store.info(key)
+                current = shard.info(key)
                 if (current.generation if current else None) != entry.on_disk:
                     self.memory.evict(key)
                     return False
@@ -124,8 +178,9 @@ class Tiered:
             return view.parts or found.parts[:1]
 
         try:
-            epoch = self.database.changes()
-            loaded = self.store.load(key, select)
+            shard = self._shards.of(key)
+            epoch = shard.changes()
+            loaded = shard.load(key, select)
             if loaded is None or not loaded.blobs:
                 return None
             selected = self._decode(loaded, view)
@@ -144,7 +199,7 @@ class Tiered:
         return Hit(self._serve(info, info.generation, epoch, selected, view), "disk", info)
 
     def _decode(self, loaded: Loaded, view: View) -> Any:
-        check = self._config.cache_verify_checksum
+        check = self.config.cache_verify_checksum
         if loaded.header is None:
             if check:
                 codec.verify(loaded.blobs[0])
@@ -157,7 +212,7 @@ class Tiered:
         """Convert what was selected, keep it in memory, and hand it out."""
         value = views.convert(selected, view)
         size = len(selected) if isinstance(selected, bytes) else selected.nbytes
-        if self._config.memory_cache_enabled:
+        if self.config.memory_cache_enabled:
             value = views.to_keep(selected, value, view)
             self.memory.put(info, on_disk, epoch, view, value, size)
         elif view.as_ != "json":
@@ -168,37 +223,54 @@ class Tiered:
 
     def write(self, key: EntryKey, value: Any, source: Source, part_by: str | None, schema_version: int) -> Written:
         """Store a value on disk and in memory."""
-        if not self._config.cache_enabled:
+        if not self.config.cache_enabled:
             return Written(False, "the setting cache_enabled is off", None, 0.0)
-        return self._write(key, value, source, part_by, schema_version)[0]
+        return self.store(key, value, source, part_by, schema_version)[0]
 
-    def _write(
+    def store(
         self, key: EntryKey, value: Any, source: Source, part_by: str | None, schema_version: int
     ) -> tuple[Written, EntryInfo, Content]:
+        """Store a value as :meth:`write`; returns its metadata and content too, also where the disk refused it."""
         started = time.perf_counter()
         backend = frames.backend_of(value)
-        content, encoded = self._encode(value, backend, part_by)
+        content, encoded = self.encode(value, backend, part_by)
         info = new_info(key, encoded, backend, source, schema_version)
         epoch, on_disk, reason = 0, None, None
         try:
-            epoch = self.database.changes()
-            info = self._save(info, encoded)
+            if self.config.cache_readonly:
+                raise CacheReadOnlyError("the setting cache_readonly is on", cause="read-only")
+            epoch, info = self._save(info, encoded)
             on_disk = info.generation
         except CacheVersionError:
             raise
         except CacheError as error:
-            self.degrade("write", error)
+            if not self.config.cache_readonly:  # asked for, no trouble
+                self.degrade("write", error)
             reason = error.message
-            former = self._stored_info(key.text)
+            former = self.info(key.text)
             on_disk = former.generation if former else None
-        if self._config.memory_cache_enabled:
+        if self.config.memory_cache_enabled:
             self.memory.evict_parts(key.text)
             self.memory.put(info, on_disk, epoch, None, content, encoded.size_bytes)
         seconds = time.perf_counter() - started
+        self._note_write(info, reason, seconds)
         return Written(reason is None, reason, None if reason else info, seconds), info, content
 
-    def _encode(self, value: Any, backend: Backend, part_by: str | None) -> tuple[Content, codec.Encoded]:
-        level = self._config.cache_compression_level
+    def _note_write(self, info: EntryInfo, reason: str | None, seconds: float) -> None:
+        config = self.config
+        if config.cache_audit_log is not None:
+            audit.record(config, "write", info.key, stored=reason is None, bytes=info.compressed_size)
+        if config.cache_debug:
+            how = f"{info.compressed_size:,} bytes" if reason is None else f"not stored: {reason}"
+            _debug("write %s: %s, %.3f ms", info.key, how, 1000 * seconds)
+        if config.cache_auto_cleanup and reason is None:
+            from tif1_pipeline.cache import cleanup
+
+            cleanup.after_write(self, info.compressed_size)
+
+    def encode(self, value: Any, backend: Backend, part_by: str | None) -> tuple[Content, codec.Encoded]:
+        """Return a value in memory of its own, and as stored bytes."""
+        level = self.config.cache_compression_level
         if backend == "json":
             text = jsonvalue.dump(value)
             encoded = codec.encode_json(text, level)
@@ -207,132 +279,21 @@ class Tiered:
         encoded = codec.encode_table(table, level, part_by)
         return Content(table, b"", encoded.lies), encoded
 
-    def _save(self, info: EntryInfo, encoded: codec.Encoded) -> EntryInfo:
+    def _save(self, info: EntryInfo, encoded: codec.Encoded) -> tuple[int, EntryInfo]:
+        shard = self._shards.of(info.key)
         try:
-            return self.store.save(info, encoded)
+            return shard.changes(), shard.save(info, encoded)
         except CacheError as error:
             if error.details.get("cause") != "damaged":
                 raise
-            self.database.heal()
-            return self.store.save(info, encoded)
+            shard.heal(error)
+            return shard.changes(), shard.save(info, encoded)
 
-    # ---- read-through
-
-    def read_through(
-        self,
-        key: EntryKey,
-        fetch: Callable[[EntryInfo | None], Fresh],
-        view: View,
-        part_by: str | None,
-        schema_version: int,
-        max_age: timedelta | None,
-    ) -> Hit:
-        """Return the stored value if it is young enough, else fetch it once for all who wait for it."""
-        if not self._config.cache_enabled:
-            value = fetch(None).value
-            backend = frames.backend_of(value)
-            content, encoded = self._encode(value, backend, part_by)
-            info = new_info(key, encoded, backend, Source(), schema_version)
-            return Hit(self._view_of(info, content, view), "cdn", None)
-        started = time.perf_counter()
+    def info(self, key: EntryKey | str) -> EntryInfo | None:
+        """Return an entry's metadata; None where the disk tier fails."""
+        key = str(key)
         try:
-            hit = self._find(key.text, view, schema_version)
-        except DataNotFoundError:
-            stored = self._stored_info(key.text)
-            if stored is None or is_young(stored, max_age):
-                raise
-            hit = None  # the part may be there by now
-        if hit and is_young(hit.info, max_age):
-            self._count(key, hit, started)
-            return hit
-        # Twice: what is stored may be removed, or turn out unreadable, just after it was found current.
-        for trust_stored in (True, False):
-            try:
-                info, content = self._flights.run(
-                    key.text,
-                    lambda trust=trust_stored: self._bring(key, fetch, part_by, schema_version, max_age, trust),
-                )
-            except NetworkError as error:
-                if hit is None:  # else the disk does not have it, but memory has
-                    raise
-                _warn_stale(key, max_age, error)
-                return hit
-            if content is not None:
-                self._count(key, None, started)
-                return Hit(self._view_of(info, content, view), "cdn", info)
-            hit = self._find(key.text, view, schema_version)
-            if hit:
-                self._count(key, hit, started)
-                return hit
-        raise CacheError(f"{key} was said to be stored but cannot be read: see the log, or run verify", key=key.text)
-
-    def _bring(
-        self,
-        key: EntryKey,
-        fetch: Callable[[EntryInfo | None], Fresh],
-        part_by: str | None,
-        schema_version: int,
-        max_age: timedelta | None,
-        trust_stored: bool,
-    ) -> tuple[Any, Content | None]:
-        """Make the entry current; returns the content if it was fetched anew, None if what is stored is to be read."""
-
-        def usable() -> EntryInfo | None:
-            info = self._stored_info(key.text) if trust_stored else None
-            return info if info and is_compatible(info, schema_version) else None
-
-        def is_done() -> bool:
-            info = usable()
-            return info is not None and is_young(info, max_age)
-
-        release = self._lease(key.text, is_done)
-        try:
-            info = usable()
-            if info and is_young(info, max_age):
-                return info, None
-            try:
-                fresh = fetch(info)
-            except NetworkError as error:
-                if info is None:
-                    raise
-                _warn_stale(key, max_age, error)
-                return info, None
-            if fresh.not_modified:
-                return self._touch(key, info, fresh.source), None
-            return self._write(key, fresh.value, fresh.source, part_by, schema_version)[1:]
-        finally:
-            release()
-
-    def _touch(self, key: EntryKey, info: EntryInfo | None, source: Source) -> EntryInfo | None:
-        if info is None:
-            raise CacheError(
-                f"the fetch of {key} answered 'not modified', but nothing is stored to compare with", key=key.text
-            )
-        try:
-            return self.store.touch(key.text, info.generation, source)
-        except CacheVersionError:
-            raise
-        except CacheError as error:
-            self.degrade("touch", error)
-            return info
-
-    def _lease(self, key: str, is_done: Callable[[], bool]) -> Callable[[], None]:
-        try:
-            return self._leases.acquire(key, is_done)
-        except CacheVersionError:
-            raise
-        except CacheError as error:  # two processes fetch the same: a waste, not a fault
-            self.degrade("lease", error)
-            return lambda: None
-
-    def _view_of(self, info: EntryInfo, content: Content, view: View) -> Any:
-        view.check(info)
-        value = views.convert(content.select(view), view)
-        return jsonvalue.load(value) if view.as_ == "json" else value
-
-    def _stored_info(self, key: str) -> EntryInfo | None:
-        try:
-            return self.store.info(key)
+            return self._shards.of(key).info(key)
         except CacheVersionError:
             raise
         except CacheError as error:
@@ -341,15 +302,35 @@ class Tiered:
 
     # ---- everything else
 
-    def info(self, key: EntryKey | str) -> EntryInfo | None:
-        """Return an entry's metadata; None where the disk tier fails."""
-        return self._stored_info(str(key))
+    def remove(self, key: str) -> int:
+        """Remove an entry and those that hold a part of it alone, from both tiers; returns the number removed."""
+        self.memory.evict(key)
+        self.memory.evict_parts(key)
+        return self._shards.of(key).remove(key)
+
+    def flush(self) -> bool:
+        """Write access counts down; False if a file is locked or cannot be used."""
+        try:
+            return not [file for file in self.files() if not file.usage.flush()]
+        except CacheError:
+            return False
+
+    def open(self) -> None:
+        """Create or open the files."""
+        for shard in self._shards.all():
+            shard.open()
+
+    def failover_reasons(self) -> list[str]:
+        """Return why files of ``cache_dir`` are not in use, for each for which another stands in."""
+        return [shard.failure for shard in self._shards.all() if shard.failure is not None]
 
     def close(self) -> None:
         """Write down what is pending and close the file."""
-        self.usage.close()
         self.memory.clear()
-        self.database.close()
+        metrics.stop(self)
+        self._shards.close()
+        with self._lock:  # what is opened again is judged, and spoken about, anew
+            self.degraded.clear()
 
     # ---- trouble
 
@@ -365,12 +346,16 @@ class Tiered:
     def _remove_corrupt(self, key: str, info: EntryInfo | None, error: CacheError) -> None:
         with self._lock:
             self.degraded["read: corrupt entry"] += 1
+        if self.config.cache_readonly:
+            _log.warning("the cache entry %s is corrupt; the cache is read-only, so it stays: %s", key, error)
+            return
         _log.warning("the cache entry %s is corrupt and is removed, to be fetched again: %s", key, error)
         try:
-            self.store.remove(key, info.generation if info else None)
+            self._shards.of(key).remove(key, info.generation if info else None)
+            audit.record(self.config, "remove", key, reason="corrupt")
         except CacheError as failure:
             if failure.details.get("cause") == "damaged":
-                self.database.heal()
+                self._shards.of(key).heal(failure)
             else:
                 self.degrade("remove", failure)
 
@@ -378,10 +363,15 @@ class Tiered:
         with self._lock:
             self.degraded["damaged file set aside"] += 1
         _log.error("the cache file %s is damaged; it is kept as %s and a new one is started", path, kept)
+        audit.record(self.config, "set aside", path=str(path), kept=str(kept))
 
 
-def _warn_stale(key: EntryKey, max_age: timedelta | None, error: NetworkError) -> None:
-    _log.warning("%s is older than %s and could not be refreshed, serving it as it is: %s", key, max_age, error)
+def _debug(message: str, *arguments: object) -> None:
+    """Log what was asked for by ``cache_debug``, also where nobody has set logging up."""
+    _trace.setLevel(logging.DEBUG)
+    if not _trace.hasHandlers():
+        _trace.addHandler(logging.StreamHandler())
+    _trace.debug(message, *arguments)
 
 
 def is_compatible(info: EntryInfo, schema_version: int | None) -> bool:
@@ -391,11 +381,6 @@ def is_compatible(info: EntryInfo, schema_version: int | None) -> bool:
         and info.library_version.split(".")[0] == __version__.split(".")[0]
         and (schema_version is None or info.schema_version == schema_version)
     )
-
-
-def is_young(info: EntryInfo | None, max_age: timedelta | None) -> bool:
-    """Tell whether an entry has not expired; one that is in memory alone has no known age."""
-    return max_age is None or (info is not None and datetime.now(UTC) - info.created_at <= max_age)
 
 
 def _after_fork() -> None:

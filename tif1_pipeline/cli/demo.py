@@ -1,6 +1,5 @@
 """`tif1-pipeline demo`: a whole race weekend from the CDN through Dagster into the cache and back."""
 
-import os
 import statistics
 import subprocess
 import sys
@@ -263,7 +262,7 @@ def _cdn_process(made: Demo, home: Path) -> Iterator[None]:
                     raise click.ClickException("the simulated CDN did not start; see the messages above")
                 time.sleep(0.05)
             served = demo_server(made.data, made.year, made.seed, int(ready.read_text()))  # knows its URLs
-            use_cdn(served.cdn_urls, served.schedule_urls, home / "cache")
+            use_cdn(home, served.cdn_urls, served.schedule_urls)
             yield
         finally:
             process.terminate()
@@ -271,7 +270,9 @@ def _cdn_process(made: Demo, home: Path) -> Iterator[None]:
 
 
 def _cdn_url() -> str:
-    return os.environ["TIF1_CDN_URLS"].split("/TracingInsights")[0]
+    from tif1_pipeline import api
+
+    return api.get_config().cdn_urls[0].split("/TracingInsights")[0]
 
 
 def _published(made: Demo, event: "Event") -> "list[SessionKey]":

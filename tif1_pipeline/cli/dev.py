@@ -63,7 +63,7 @@ def _simulated_cdn() -> Iterator[None]:
     if made is None:
         raise click.ClickException(f"no demo was made in {DEMO_HOME} yet; run `tif1-pipeline demo` first")
     with demo_server(made.data, made.year, made.seed) as server:
-        use_cdn(server.cdn_urls, server.schedule_urls, DEMO_HOME / "cache")
+        use_cdn(DEMO_HOME, server.cdn_urls, server.schedule_urls)
         yield
 
 

@@ -61,9 +61,16 @@ def provide_instance(dagster_home: Path) -> Path:
     return dagster_home.absolute()
 
 
-def use_cdn(cdn_urls: tuple[str, ...], schedule_urls: tuple[str, ...], cache_dir: Path | None) -> None:
-    """Point this process and those it starts at a CDN and a cache folder."""
-    os.environ["TIF1_CDN_URLS"] = ",".join(cdn_urls)
-    os.environ["TIF1_SCHEDULE_URLS"] = ",".join(schedule_urls)
-    if cache_dir is not None:
-        os.environ["TIF1_CACHE_DIR"] = str(cache_dir.absolute())
+def use_cdn(home: Path, cdn_urls: tuple[str, ...], schedule_urls: tuple[str, ...]) -> None:
+    """Point this process and those it starts at a CDN and at the cache in this folder.
+
+    By a settings file, which beats the environment that the user may have set for other work.
+    """
+    settings = {"cache_dir": str(home.absolute() / "cache"), "cdn_urls": cdn_urls, "schedule_urls": schedule_urls}
+    path = home.absolute() / "settings.toml"
+    # The values are texts and lists of texts, which TOML writes as JSON does.
+    path.write_text(
+        "".join(f"{name} = {json.dumps(value, ensure_ascii=False)}\n" for name, value in settings.items()),
+        encoding="utf-8",
+    )
+    os.environ["TIF1_CONFIG"] = str(path)
