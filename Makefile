@@ -6,7 +6,7 @@ CONSTRAINTS := constraints.txt
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 export PIP_PROGRESS_BAR ?= off
 
-.PHONY: help demo dev test check docs format clean
+.PHONY: help demo dev test weekend docs format clean
 
 help:  ## Show this list
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -30,11 +30,14 @@ demo: .venv/.installed  ## Fetch, materialize and load a whole race weekend; DAT
 dev: .venv/.installed  ## The Dagster UI on loopback; DEMO=1 opens it on what the demo made
 	@$(BIN)/tif1-pipeline dev $(if $(DEMO),--demo) $(if $(PORT),--port $(PORT))
 
-test: .venv/.installed-dev  ## Lint, types and every test
+test: .venv/.installed-dev  ## Lint, types and the tests; ALL=1 with those that take long
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
 	@$(BIN)/basedpyright --level error
-	@$(BIN)/pytest -n 2 --dist loadfile $(ARGS)
+	@$(BIN)/pytest -n 2 --dist loadfile $(if $(ALL),,-m "not slow") $(ARGS)
+
+weekend: .venv/.installed  ## A simulated race weekend under the real daemons, some ten minutes
+	@$(BIN)/python tests/weekend.py
 
 docs: .venv/.installed  ## Build the documentation to docs/_build/html
 	@test -x $(BIN)/sphinx-build || $(PIP) install --constraint $(CONSTRAINTS) --editable ".[docs]"

@@ -24,6 +24,7 @@ GROUPS = {
     "cache_enable_metrics": "Observation",
     "cache_encryption_key": "Encryption",
     "cdn_urls": "Network",
+    "operations_timezone": "Operations in Dagster",
 }
 """Headings of the table of settings, each before the setting it is named by."""
 _WIDTH = 88
@@ -75,7 +76,7 @@ def _default(field: Any) -> str:
         text = field.default.factory.__doc__.strip().rstrip(".")
         return _cell(text[0].lower() + text[1:])
     value = getattr(Config(), field.name)
-    if isinstance(value, tuple):
+    if isinstance(value, tuple) and value:
         return "<br>".join(f"`{item}`" for item in value)
     if isinstance(value, timedelta):
         return f"`{_duration(value)}`"

@@ -1,4 +1,4 @@
-"""Every call of the package and every setting, once, on real files: what each gave is printed, a wrong one ends it.
+"""Every call of the package and setting of the cache, once, on real files: what each gave is printed.
 
     python tests/every_call.py [FOLDER]
 
@@ -38,6 +38,11 @@ from tif1_pipeline.simulator import CdnServer, Season
 from tif1_pipeline.simulator.faults import Fault
 
 YEAR, EVENT, RACE, QUALIFYING = 2025, "Australian Grand Prix", "Race", "Qualifying"
+
+_NAMES = list(Config().to_dict())
+OF_OPERATIONS = _NAMES[_NAMES.index("operations_timezone") :]
+"""Settings that only Dagster's jobs, schedules and sensors read."""
+OF_THE_CACHE = [name for name in _NAMES if name not in OF_OPERATIONS]
 
 ENTRY_KEYS = {
     "key", "size_mb", "compressed_mb", "compression_ratio", "accessed_at", "created_at", "access_count", "age_days",
@@ -1276,7 +1281,7 @@ def run(folder: Path | None) -> tuple[int, int, list[str]]:
                     lines = [step.lineno for step in where if step.filename == __file__ and step.name != "check"]
                     failures.append(f"{group.__name__}, line {lines}: {type(error).__name__}: {error}")
                     print(f"WRONG {failures[-1]}", flush=True)
-        for number, name in enumerate(Config().to_dict()):
+        for number, name in enumerate(OF_THE_CACHE):
             try:
                 with world(server, Path(temporary) / f"setting-{number}") as w:
                     w.folder.mkdir()

@@ -8,6 +8,7 @@ import pytest
 PACKAGE = Path(__file__).parent.parent / "tif1_pipeline"
 LEVELS = {
     "exceptions": 0,
+    "setting_types": 0,
     "config": 1,
     "keys": 1,
     "progress": 1,

@@ -6,9 +6,8 @@ from pathlib import Path
 
 import every_call
 import pytest
-from every_call import SETTINGS, World, world
+from every_call import OF_THE_CACHE, SETTINGS, World, world
 
-from tif1_pipeline.config import Config
 from tif1_pipeline.simulator import CdnServer
 
 
@@ -18,14 +17,14 @@ def empty(cdn: CdnServer, tmp_path: Path) -> Iterator[World]:
         yield made
 
 
-@pytest.mark.parametrize("name", Config().to_dict())
+@pytest.mark.parametrize("name", OF_THE_CACHE)
 def test_a_setting_has_an_effect_at_runtime(empty: World, name: str) -> None:
     assert name in SETTINGS, f"the setting {name} has no case in {every_call.__file__}"
     assert SETTINGS[name](empty)
 
 
 def test_no_case_is_of_a_setting_that_is_gone() -> None:
-    assert set(SETTINGS) == set(Config().to_dict())
+    assert set(SETTINGS) == set(OF_THE_CACHE)
 
 
 def test_the_cases_leave_the_settings_as_they_were(cdn: CdnServer, tmp_path: Path) -> None:

@@ -5,175 +5,23 @@ Sources from weak to strong: the defaults below, environment variables ``TIF1_<N
 assignment.
 """
 
-import base64
 import difflib
 import os
 import re
 import tomllib
 from collections.abc import Callable, Mapping
-from datetime import UTC, datetime, timedelta
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
 
 import attrs
 
+from tif1_pipeline import setting_types as kinds
 from tif1_pipeline.exceptions import ConfigError
 
 ENV_PREFIX = "TIF1_"
 MIB = 1 << 20
-_DURATION_UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400, "w": 7 * 86400}
 _MASK = "***"
-_LOOPBACK_HOSTS = {"localhost", "127.0.0.1", "::1"}
-
-
-# ---- converters: text from the environment or a file becomes the setting's type, values of that type pass unchanged
-
-
-def _to_bool(value: Any) -> bool:
-    if isinstance(value, bool):
-        return value
-    text = str(value).strip().lower()
-    if text in {"1", "true", "yes", "on"}:
-        return True
-    if text in {"0", "false", "no", "off"}:
-        return False
-    raise ValueError("choose true or false")
-
-
-def _to_int(value: Any) -> int:
-    if isinstance(value, bool) or (isinstance(value, float) and not value.is_integer()):
-        raise ValueError("a whole number is needed")
-    return int(value)
-
-
-def _to_float(value: Any) -> float:
-    if isinstance(value, bool):
-        raise ValueError("a number is needed")  # noqa: TRY004 - one kind of error for every bad value
-    return float(value)
-
-
-def _to_seconds(value: Any) -> timedelta:
-    """Read ``timedelta``, a number of seconds, or text such as ``"90"``, ``"15m"``, ``"7d"``."""
-    if isinstance(value, timedelta):
-        return value
-    if isinstance(value, str) and value.strip()[-1:].lower() in _DURATION_UNITS:
-        text = value.strip().lower()
-        return timedelta(seconds=float(text[:-1]) * _DURATION_UNITS[text[-1]])
-    return timedelta(seconds=_to_float(value))
-
-
-def _to_path(value: Any) -> Path:
-    if not str(value).strip():
-        raise ValueError("a path is needed")
-    return Path(value).expanduser()
-
-
-def _to_urls(value: Any) -> tuple[str, ...]:
-    if isinstance(value, str):
-        value = [part for part in value.replace("\n", ",").split(",") if part.strip()]
-    return tuple(str(url).strip().rstrip("/") for url in value)
-
-
-def _to_keys(value: Any) -> tuple[str, ...]:
-    return tuple(key.strip() for key in (value.split(",") if isinstance(value, str) else value))
-
-
-def _to_choice(value: Any) -> str:
-    return str(value).strip().lower()
-
-
-def _optional(convert: Callable[[Any], Any]) -> Callable[[Any], Any]:
-    def convert_optional(value: Any) -> Any:
-        if value is None or (isinstance(value, str) and value.strip().lower() in {"", "none"}):
-            return None
-        return convert(value)
-
-    return convert_optional
-
-
-# ---- validators
-
-
-def _between(low: float, high: float) -> Callable[[Any, Any, Any], None]:
-    def check(_: Any, __: Any, value: Any) -> None:
-        if value is not None and not low <= value <= high:
-            raise ValueError(f"choose a value from {low:,} to {high:,}")
-
-    return check
-
-
-def _positive_duration(_: Any, __: Any, value: timedelta | None) -> None:
-    if value is not None and value <= timedelta(0):
-        raise ValueError("a duration above zero is needed")
-
-
-def _duration(_: Any, __: Any, value: timedelta) -> None:
-    if value < timedelta(0):
-        raise ValueError("a duration of zero or more is needed")
-
-
-def _one_of(*choices: str) -> Callable[[Any, Any, Any], None]:
-    def check(_: Any, __: Any, value: Any) -> None:
-        if value not in choices:
-            raise ValueError(f"choose one of {', '.join(choices)}")
-
-    return check
-
-
-def _page_size(_: Any, __: Any, value: int) -> None:
-    if not (512 <= value <= 65536 and value & (value - 1) == 0):
-        raise ValueError("choose a power of two from 512 to 65,536")
-
-
-def _cron(_: Any, __: Any, value: str) -> None:
-    from cronsim import CronSim, CronSimError  # not at the top: its imports are no reader's business
-
-    try:
-        CronSim(value, datetime(2025, 1, 1, tzinfo=UTC))
-    except CronSimError as error:
-        raise ValueError(
-            f"{error}; a cron line of five fields is needed: minute, hour, day of month, month, day of week"
-        ) from None
-
-
-def _keys(_: Any, __: Any, values: tuple[str, ...] | None) -> None:
-    for value in values or ():
-        try:
-            size = len(key_bytes(value))
-        except ValueError:
-            size = 0
-        if size != 32:
-            raise ValueError("a key is 32 bytes, as 64 hexadecimal digits or as base64")
-
-
-def key_bytes(text: str) -> bytes:
-    """Return the bytes of a key written as hexadecimal digits or base64.
-
-    Raises:
-        ValueError: It is neither.
-    """
-    return bytes.fromhex(text) if re.fullmatch("[0-9a-fA-F]{64}", text) else base64.b64decode(text, validate=True)
-
-
-def _file_name(_: Any, __: Any, value: str) -> None:
-    if not value or Path(value).name != value or "\0" in value:
-        raise ValueError("a bare file name is needed; the folder is cache_dir")
-
-
-def _safe_urls(_: Any, __: Any, urls: tuple[str, ...]) -> None:
-    if not urls:
-        raise ValueError("at least one URL is needed")
-    for url in urls:
-        parts = urlsplit(url.replace("{year}", "2025"))
-        if not parts.hostname or parts.scheme not in {"https", "http"}:
-            raise ValueError(f"{url!r} is no http(s) URL")
-        if parts.scheme == "http" and parts.hostname not in _LOOPBACK_HOSTS:
-            raise ValueError(f"{url!r}: plain http is allowed for loopback hosts only, use https")
-        if parts.query or parts.fragment:
-            raise ValueError(f"{url.partition('?')[0]!r}: a query or fragment would swallow the path of the file")
-        if parts.username or parts.password:
-            raise ValueError("credentials in a URL would end up in logs and metadata")
 
 
 # ---- the settings
@@ -200,7 +48,9 @@ def _setting(
 
 
 def _ttl(what: str) -> Any:
-    return _setting(None, _optional(_to_seconds), _positive_duration, f"age at which {what} counts as expired")
+    return _setting(
+        None, kinds.optional(kinds.to_seconds), kinds.positive_duration, f"age at which {what} counts as expired"
+    )
 
 
 @attrs.define(init=False, eq=False, repr=False, on_setattr=attrs.setters.NO_OP)
@@ -214,32 +64,46 @@ class Config:
         ConfigError: An unknown name (with the closest ones) or a bad value (with the choices).
     """
 
-    memory_cache_enabled: bool = _setting(True, _to_bool, None, "keep ready tables in this process's memory")
-    memory_cache_size: int = _setting(100, _to_int, _between(1, 1_000_000), "tables kept in memory")
-    memory_cache_laps_size: int | None = _setting(None, _optional(_to_int), _between(1, 1_000_000), "laps tables")
-    memory_cache_telemetry_size: int | None = _setting(
-        None, _optional(_to_int), _between(1, 1_000_000), "telemetry tables"
+    memory_cache_enabled: bool = _setting(True, kinds.to_bool, None, "keep ready tables in this process's memory")
+    memory_cache_size: int = _setting(100, kinds.to_int, kinds.between(1, 1_000_000), "tables kept in memory")
+    memory_cache_laps_size: int | None = _setting(
+        None, kinds.optional(kinds.to_int), kinds.between(1, 1_000_000), "laps tables"
     )
-    memory_cache_weather_size: int | None = _setting(None, _optional(_to_int), _between(1, 1_000_000), "weather tables")
+    memory_cache_telemetry_size: int | None = _setting(
+        None, kinds.optional(kinds.to_int), kinds.between(1, 1_000_000), "telemetry tables"
+    )
+    memory_cache_weather_size: int | None = _setting(
+        None, kinds.optional(kinds.to_int), kinds.between(1, 1_000_000), "weather tables"
+    )
     memory_cache_max_mb: int = _setting(
-        attrs.Factory(_default_memory_mb), _to_int, _between(1, 1 << 20), "MiB of tables kept in memory"
+        attrs.Factory(_default_memory_mb), kinds.to_int, kinds.between(1, 1 << 20), "MiB of tables kept in memory"
     )
 
-    cache_enabled: bool = _setting(True, _to_bool, None, "use the cache at all")
-    cache_dir: Path = _setting("~/.tif1/cache", _to_path, None, "folder of the cache file")
-    cache_filename: str = _setting("tif1_cache.db", str, _file_name, "name of the cache file")
-    cache_compression_level: int = _setting(3, _to_int, _between(1, 22), "zstd level inside the Parquet parts")
+    cache_enabled: bool = _setting(True, kinds.to_bool, None, "use the cache at all")
+    cache_dir: Path = _setting("~/.tif1/cache", kinds.to_path, None, "folder of the cache file")
+    cache_filename: str = _setting("tif1_cache.db", str, kinds.file_name, "name of the cache file")
+    cache_compression_level: int = _setting(
+        3, kinds.to_int, kinds.between(1, 22), "zstd level inside the Parquet parts"
+    )
 
     # All of a race's telemetry reads in 10 ms with pages of 16 KiB, 18 with 4, 12 with 32 (578 MB of entries); for one
     # driver, for laps and for metadata the page size made no difference.
-    cache_page_size: int = _setting(16384, _to_int, _page_size, "SQLite page size in bytes, for new files")
-    cache_cache_size: int = _setting(10_000, _to_int, _between(0, 10_000_000), "SQLite page cache, in pages at most")
-    cache_wal_mode: bool = _setting(True, _to_bool, None, "write-ahead log: readers never wait for a writer")
-    cache_wal_autocheckpoint: int = _setting(1000, _to_int, _between(0, 1_000_000), "WAL pages before a checkpoint")
-    cache_mmap_size: int = _setting(256 * MIB, _to_int, _between(0, 1 << 40), "bytes of the file mapped into memory")
-    cache_lock_timeout: timedelta = _setting(30, _to_seconds, _positive_duration, "wait for another process's lock")
-    cache_max_connections: int = _setting(10, _to_int, _between(1, 1000), "connections of the pool")
-    cache_verify_checksum: bool = _setting(False, _to_bool, None, "check each part's checksum when it is read")
+    cache_page_size: int = _setting(16384, kinds.to_int, kinds.page_size, "SQLite page size in bytes, for new files")
+    cache_cache_size: int = _setting(
+        10_000, kinds.to_int, kinds.between(0, 10_000_000), "SQLite page cache, in pages at most"
+    )
+    cache_wal_mode: bool = _setting(True, kinds.to_bool, None, "write-ahead log: readers never wait for a writer")
+    cache_wal_autocheckpoint: int = _setting(
+        1000, kinds.to_int, kinds.between(0, 1_000_000), "WAL pages before a checkpoint"
+    )
+    cache_mmap_size: int = _setting(
+        256 * MIB, kinds.to_int, kinds.between(0, 1 << 40), "bytes of the file mapped into memory"
+    )
+    cache_lock_timeout: timedelta = _setting(
+        30, kinds.to_seconds, kinds.positive_duration, "wait for another process's lock"
+    )
+    cache_max_connections: int = _setting(10, kinds.to_int, kinds.between(1, 1000), "connections of the pool")
+    cache_verify_checksum: bool = _setting(False, kinds.to_bool, None, "check each part's checksum when it is read")
 
     cache_ttl: timedelta | None = _ttl("any table")
     cache_ttl_laps: timedelta | None = _ttl("a laps table")
@@ -248,53 +112,64 @@ class Config:
     cache_ttl_messages: timedelta | None = _ttl("a messages table")
     cache_ttl_schedule: timedelta | None = _setting(
         timedelta(hours=6),
-        _optional(_to_seconds),
-        _positive_duration,
+        kinds.optional(kinds.to_seconds),
+        kinds.positive_duration,
         "age at which the running season's calendar expires",
     )
 
     cache_check_freshness: bool = _setting(
-        False, _to_bool, None, "ask the CDN, by conditional request, whether a stored table is still current"
+        False, kinds.to_bool, None, "ask the CDN, by conditional request, whether a stored table is still current"
     )
     cache_freshness_interval: timedelta = _setting(
-        3600, _to_seconds, _positive_duration, "time between two such questions about one table"
+        3600, kinds.to_seconds, kinds.positive_duration, "time between two such questions about one table"
     )
 
-    cache_auto_cleanup: bool = _setting(False, _to_bool, None, "clean by itself, when cache_cleanup_schedule says")
-    cache_max_size_mb: int = _setting(5000, _to_int, _between(1, 1 << 30), "stored MiB that spare no entry")
-    cache_cleanup_threshold_mb: int = _setting(4500, _to_int, _between(1, 1 << 30), "stored MiB that start a cleanup")
-    cache_cleanup_target_mb: int = _setting(4000, _to_int, _between(0, 1 << 30), "stored MiB at which a cleanup ends")
+    cache_auto_cleanup: bool = _setting(False, kinds.to_bool, None, "clean by itself, when cache_cleanup_schedule says")
+    cache_max_size_mb: int = _setting(5000, kinds.to_int, kinds.between(1, 1 << 30), "stored MiB that spare no entry")
+    cache_cleanup_threshold_mb: int = _setting(
+        4500, kinds.to_int, kinds.between(1, 1 << 30), "stored MiB that start a cleanup"
+    )
+    cache_cleanup_target_mb: int = _setting(
+        4000, kinds.to_int, kinds.between(0, 1 << 30), "stored MiB at which a cleanup ends"
+    )
     cache_cleanup_strategy: str = _setting(
-        "lru", _to_choice, _one_of("lru", "size", "age", "smart"), "which entries a cleanup removes first"
+        "lru", kinds.to_choice, kinds.one_of("lru", "size", "age", "smart"), "which entries a cleanup removes first"
     )
-    cache_cleanup_min_age: timedelta = _setting(timedelta(days=7), _to_seconds, _duration, "younger entries are spared")
+    cache_cleanup_min_age: timedelta = _setting(
+        timedelta(days=7), kinds.to_seconds, kinds.duration, "younger entries are spared"
+    )
     cache_cleanup_min_access: int = _setting(
-        3, _to_int, _between(0, 1 << 30), "entries read at least so often are spared; 0 spares none for that"
+        3, kinds.to_int, kinds.between(0, 1 << 30), "entries read at least so often are spared; 0 spares none for that"
     )
-    cache_cleanup_log: bool = _setting(True, _to_bool, None, "log what a cleanup removed")
-    cache_cleanup_schedule: str = _setting("0 2 * * *", str, _cron, "when to clean by itself: a cron line, in UTC")
+    cache_cleanup_log: bool = _setting(True, kinds.to_bool, None, "log what a cleanup removed")
+    cache_cleanup_schedule: str = _setting("0 2 * * *", str, kinds.cron, "when to clean by itself: a cron line, in UTC")
 
-    cache_readonly: bool = _setting(False, _to_bool, None, "open the cache read-only and write nothing")
+    cache_readonly: bool = _setting(False, kinds.to_bool, None, "open the cache read-only and write nothing")
     cache_fallback_dir: Path | None = _setting(
-        None, _optional(_to_path), None, "folder used while cache_dir cannot be, and synced back to it afterwards"
+        None,
+        kinds.optional(kinds.to_path),
+        None,
+        "folder used while cache_dir cannot be, and synced back to it afterwards",
     )
-    cache_shards: int = _setting(1, _to_int, _between(1, 64), "files over which the entries are spread")
+    cache_shards: int = _setting(1, kinds.to_int, kinds.between(1, 64), "files over which the entries are spread")
 
-    cache_enable_metrics: bool = _setting(False, _to_bool, None, "write metrics beside the cache file")
-    cache_metrics_interval: timedelta = _setting(300, _to_seconds, _positive_duration, "time between two writes")
-    cache_debug: bool = _setting(False, _to_bool, None, "log every look-up and write, with tier and time")
+    cache_enable_metrics: bool = _setting(False, kinds.to_bool, None, "write metrics beside the cache file")
+    cache_metrics_interval: timedelta = _setting(
+        300, kinds.to_seconds, kinds.positive_duration, "time between two writes"
+    )
+    cache_debug: bool = _setting(False, kinds.to_bool, None, "log every look-up and write, with tier and time")
     cache_audit_log: Path | None = _setting(
-        None, _optional(_to_path), None, "file of JSON lines: who did what to which entry, and when"
+        None, kinds.optional(kinds.to_path), None, "file of JSON lines: who did what to which entry, and when"
     )
     cache_encryption_key: tuple[str, ...] | None = _setting(
         None,
-        _optional(_to_keys),
-        _keys,
+        kinds.optional(kinds.to_texts),
+        kinds.keys,
         "encrypt what is stored: 32 bytes as hexadecimal or base64; former keys may follow, after commas",
         secret=True,
     )
     cache_encryption_key_file: Path | None = _setting(
-        None, _optional(_to_path), None, "file with such keys, one a line, instead"
+        None, kinds.optional(kinds.to_path), None, "file with such keys, one a line, instead"
     )
 
     cdn_urls: tuple[str, ...] = _setting(
@@ -303,8 +178,8 @@ class Config:
             "https://huggingface.co/buckets/tracinginsights/{year}/resolve",
             "https://cdn.staticdelivr.com/gh/TracingInsights/{year}/main",
         ),
-        _to_urls,
-        _safe_urls,
+        kinds.to_urls,
+        kinds.safe_urls,
         "mirrors of the timing data, in the order tried; {year} is replaced",
     )
     schedule_urls: tuple[str, ...] = _setting(
@@ -312,17 +187,79 @@ class Config:
             "https://raw.githubusercontent.com/theOehrly/f1schedule/master/schedule_{year}.json",
             "https://cdn.jsdelivr.net/gh/theOehrly/f1schedule@master/schedule_{year}.json",
         ),
-        _to_urls,
-        _safe_urls,
+        kinds.to_urls,
+        kinds.safe_urls,
         "mirrors of the season schedules; {year} is replaced",
     )
-    max_concurrent_requests: int = _setting(32, _to_int, _between(1, 256), "requests under way at once")
-    request_timeout: timedelta = _setting(30, _to_seconds, _positive_duration, "limit for connecting and for each read")
-    max_retries: int = _setting(3, _to_int, _between(0, 20), "further tries a mirror after a passing fault")
-    telemetry_dtype: str = _setting(
-        "float32", _to_choice, _one_of("float32", "float64"), "float64 keeps every published bit at twice the size"
+    max_concurrent_requests: int = _setting(32, kinds.to_int, kinds.between(1, 256), "requests under way at once")
+    request_timeout: timedelta = _setting(
+        30, kinds.to_seconds, kinds.positive_duration, "limit for connecting and for each read"
     )
-    offline: bool = _setting(False, _to_bool, None, "never ask the CDN; serve what is cached")
+    max_retries: int = _setting(3, kinds.to_int, kinds.between(0, 20), "further tries a mirror after a passing fault")
+    telemetry_dtype: str = _setting(
+        "float32",
+        kinds.to_choice,
+        kinds.one_of("float32", "float64"),
+        "float64 keeps every published bit at twice the size",
+    )
+    offline: bool = _setting(False, kinds.to_bool, None, "never ask the CDN; serve what is cached")
+
+    operations_timezone: str = _setting("UTC", str, kinds.time_zone, "time zone of the times below, by its IANA name")
+    nightly_warm_cron: str = _setting(
+        "0 2 * * *", str, kinds.cron, "when the coming event, recent and often used sessions are warmed"
+    )
+    daily_maintenance_cron: str = _setting(
+        "30 2 * * *", str, kinds.cron, "when the cache is verified, repaired, cleaned, backed up and reported on"
+    )
+    weekly_maintenance_cron: str = _setting(
+        "0 3 * * 0", str, kinds.cron, "when indexes are rebuilt, the file optimized and vacuumed"
+    )
+    run_cleanup_cron: str = _setting("0 4 * * *", str, kinds.cron, "when old runs are deleted from Dagster's storage")
+    run_retention: timedelta = _setting(
+        timedelta(days=30), kinds.to_seconds, kinds.positive_duration, "age at which a run without use is deleted"
+    )
+    warm_recent: timedelta = _setting(
+        timedelta(days=14), kinds.to_seconds, kinds.duration, "sessions that began so long ago are kept warm"
+    )
+    backup_dir: Path | None = _setting(
+        None, kinds.optional(kinds.to_path), None, "folder of the daily backups; beside the cache file by default"
+    )
+    backup_keep: int = _setting(7, kinds.to_int, kinds.between(1, 10_000), "daily backups that are kept")
+    calendar_interval: timedelta = _setting(
+        3600, kinds.to_seconds, kinds.positive_duration, "time between two looks for changes of the calendar"
+    )
+    completion_interval: timedelta = _setting(
+        120, kinds.to_seconds, kinds.positive_duration, "time between two looks for the files of an ended session"
+    )
+    completion_window: timedelta = _setting(
+        timedelta(days=3), kinds.to_seconds, kinds.positive_duration, "how long an ended session is looked after"
+    )
+    expiry_interval: timedelta = _setting(
+        900, kinds.to_seconds, kinds.positive_duration, "time between two looks for expired entries"
+    )
+    expiry_action: str = _setting(
+        "refresh", kinds.to_choice, kinds.one_of("refresh", "drop"), "what becomes of expired entries"
+    )
+    monitoring_interval: timedelta = _setting(
+        300, kinds.to_seconds, kinds.positive_duration, "time between two looks at the health of the cache"
+    )
+    alert_urls: tuple[str, ...] = _setting(
+        (), kinds.to_texts, kinds.alert_urls, "where alerts go besides the log, as Apprise URLs", secret=True
+    )
+    alert_hit_rate: float = _setting(0.7, kinds.to_float, kinds.between(0, 1), "hit rate below which there is an alert")
+    alert_free_disk: float = _setting(
+        0.1, kinds.to_float, kinds.between(0, 1), "share of the disk that must be free, else there is an alert"
+    )
+    alert_integrity: float = _setting(
+        0.95, kinds.to_float, kinds.between(0, 1), "share of sound entries below which there is an alert"
+    )
+    plots: bool = _setting(True, kinds.to_bool, None, "draw pictures for the Dagster UI")
+    webserver_url: str = _setting(
+        "http://127.0.0.1:3000",
+        str,
+        kinds.web_url,
+        "the Dagster webserver, which is asked to reload when the calendar has new events",
+    )
 
     def __init__(self, **values: Any) -> None:
         self.__attrs_init__()  # type: ignore[attr-defined] - generated by attrs
@@ -361,7 +298,7 @@ class Config:
     def to_dict(self) -> dict[str, Any]:
         """Return every setting by name, in the order of the documentation; secrets are masked."""
         return {
-            name: _MASK if value is not None and _FIELDS[name].metadata["secret"] else value
+            name: _MASK if value and _FIELDS[name].metadata["secret"] else value
             for name, value in self._values().items()
         }
 

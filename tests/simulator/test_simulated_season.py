@@ -5,6 +5,7 @@ import json
 import subprocess
 import sys
 from collections import Counter
+from datetime import UTC, datetime, timedelta, timezone
 
 import pytest
 
@@ -335,3 +336,22 @@ def test_missing_numbers_are_nan_or_none_never_null(untidy):
         if not path.endswith("_tel.json"):
             body = untidy.file(path) or b""
             assert b"null" not in body, path
+
+
+def test_a_session_is_rescheduled_and_an_event_cancelled_while_the_files_stay():
+    season, untouched = (Season(2025, events=3, size="tiny", seed=4) for _ in range(2))
+    before = {path: season.file(path) for path in list(season.paths())[:40]}
+    season.reschedule(EVENT, "R", datetime(2025, 3, 17, 3, 30, tzinfo=timezone(timedelta(hours=2))))
+    schedule = json.loads(season.schedule())
+    assert schedule["gmt_offset"]["0"] == "+11:00"
+    assert schedule["session5_date"]["0"] == "2025-03-17T12:30:00"
+    assert season.session(EVENT, "Race").event.start_utc("Race") == datetime(2025, 3, 17, 1, 30)
+    season.cancel(EVENT)
+    assert list(json.loads(season.schedule())["event_name"].values()) == [event.name for event in untouched.events[1:]]
+    assert {path: season.file(path) for path in before} == before
+    last = f"{untouched.events[2].name}/Race/session_laptimes.json"
+    assert season.file(last) == untouched.file(last)
+    with pytest.raises(SessionNotFoundError, match="has no Sprint"):
+        season.reschedule(EVENT, "Sprint", datetime.now(UTC))
+    with pytest.raises(EventNotFoundError):
+        season.cancel("No Grand Prix")

@@ -16,8 +16,9 @@ from pathlib import Path
 from typing import Any
 
 from tif1_pipeline.cache.codec import Blob, crc
-from tif1_pipeline.config import Config, key_bytes
+from tif1_pipeline.config import Config
 from tif1_pipeline.exceptions import CacheError, ConfigError, CorruptEntryError
+from tif1_pipeline.setting_types import key_bytes
 
 _log = logging.getLogger(__name__)
 

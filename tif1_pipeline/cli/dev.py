@@ -54,7 +54,9 @@ def dev(demo: bool, home: Path, host: str, port: int) -> None:
             str(port),
         ]
         click.echo(f"Dagster UI: http://{host}:{port} (Ctrl-C stops it)")
-        sys.exit(_run(command, dagster_home))
+        # Where the sensors ask for a reload when the calendar has new events; 0.0.0.0 is no address to connect to.
+        address = "127.0.0.1" if host == "0.0.0.0" else host  # noqa: S104
+        sys.exit(_run(command, dagster_home, webserver_url=f"http://{address}:{port}"))
 
 
 @contextmanager
@@ -92,9 +94,10 @@ def _fetch_calendars() -> None:
         )
 
 
-def _run(command: list[str], dagster_home: Path) -> int:
+def _run(command: list[str], dagster_home: Path, webserver_url: str) -> int:
     """Run until it ends or we are told to stop; end its whole family with it."""
-    environment = os.environ | {"DAGSTER_HOME": str(dagster_home), "DAGSTER_DISABLE_TELEMETRY": "1"}
+    environment = {"TIF1_WEBSERVER_URL": webserver_url} | os.environ
+    environment |= {"DAGSTER_HOME": str(dagster_home), "DAGSTER_DISABLE_TELEMETRY": "1"}
 
     def stop(*_: object) -> None:
         process.send_signal(signal.SIGINT)  # the signal on which Dagster ends its code servers and daemons

@@ -3,6 +3,7 @@
 import dagster as dg
 
 from tif1_pipeline import api
+from tif1_pipeline.cache import Cache
 from tif1_pipeline.reading import Reader
 
 
@@ -14,6 +15,11 @@ class TimingDataResource(dg.ConfigurableResource):
     """
 
     cache_path: str | None = None
+
+    @property
+    def cache(self) -> Cache:
+        """The cache itself, as :attr:`reader` one a process."""
+        return api.get_cache(self.cache_path)
 
     @property
     def reader(self) -> Reader:

@@ -3,6 +3,8 @@
 import threading
 from collections import OrderedDict
 from collections.abc import Iterator
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
 
 from tif1_pipeline.exceptions import ConfigError, EventNotFoundError, SessionNotFoundError
 from tif1_pipeline.keys import SessionKey, session_name
@@ -42,6 +44,10 @@ class Season:
             raise ConfigError(f"there is no size {size!r}; choose one of {', '.join(SIZES)}", size=size)
         self.year = year
         self.events: tuple[Event, ...] = calendar(year, events, testing)
+        # What the files hold must not depend on what became of the schedule.
+        self._sessions_before = [
+            sum(len(event.sessions) for event in self.events[:index]) for index in range(len(self.events))
+        ]
         self._seed = seed
         self._size = SIZES[size]
         self._untidy = untidy
@@ -66,6 +72,41 @@ class Season:
         for folder, event in self._by_folder.items():
             for session_type in event.session_types:
                 yield SessionKey(self.year, folder, session_type)
+
+    def reschedule(self, event: str, session_type: str, start: datetime) -> None:
+        """Move a session to another start (aware); a server that has served the schedule publishes it anew when told.
+
+        Raises:
+            EventNotFoundError: No event has this name.
+            SessionNotFoundError: The event has no such session.
+        """
+        self.session(event, session_type)  # raises
+        found = self._by_folder[event]
+        local = start.astimezone(UTC).replace(tzinfo=None) + timedelta(hours=found.facts.gmt_offset)
+        moved = session_name(session_type)
+        self._replace(
+            event, replace(found, sessions=tuple((name, local if name == moved else at) for name, at in found.sessions))
+        )
+
+    def cancel(self, event: str) -> None:
+        """Strike an event from the schedule; the files that it has stay.
+
+        Raises:
+            EventNotFoundError: No event has this name.
+        """
+        self._replace(event, None)
+
+    def _replace(self, folder: str, event: Event | None) -> None:
+        if folder not in self._by_folder:
+            raise EventNotFoundError(f"the simulated season {self.year} has no event {folder!r}", event=folder)
+        old = self._by_folder[folder]
+        with self._lock:
+            if event is not None:
+                self._by_folder[folder] = event
+            kept = (event if other is old else other for other in self.events)
+            self.events = tuple(other for other in kept if other is not None)
+            for key in [key for key in self._sessions if key[0] == folder]:
+                del self._sessions[key]
 
     def session(self, event: str, session_type: str) -> Session:
         """Return one session by the full name of its event; the session may be given in its short form.
@@ -101,8 +142,7 @@ class Season:
     def _make(self, event: Event, session_type: str) -> Session:
         oddities: frozenset[str] = frozenset()
         if self._untidy:
-            index = sum(len(earlier.sessions) for earlier in self.events[: event.index])
-            index += event.session_types.index(session_type)
+            index = self._sessions_before[event.index] + event.session_types.index(session_type)
             garage = (event.index, session_type) == self._garage
             oddities = oddities_of(self._seed, self.year, index, session_type, garage=garage)
         return Session(event, session_type, self._seed, self._size, oddities)
