@@ -247,7 +247,9 @@ def fetch_telemetry(
             driver=driver,
             lap=lap,
         )
-    return FetchedTable(builder.table(), url=url, files_missing=missing, raw_bytes=raw_bytes)
+    # In the order asked for: files come in any order, and the same content must make the same table.
+    table = builder.table([code for code, _ in asked.values()])
+    return FetchedTable(table, url=url, files_missing=missing, raw_bytes=raw_bytes)
 
 
 def _last_laps(look_up: LookUp) -> dict[str, int]:

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, field
 from threading import Lock
-from typing import Generic, TypeVar
+from typing import Generic, Literal, TypeVar
 
 from tif1_pipeline.exceptions import Tif1Error
 
@@ -31,6 +31,33 @@ class Validators:
 
     etag: str | None = None
     last_modified: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Version:
+    """One version of a file, as one mirror has it.
+
+    Attributes:
+        validators: What identifies it.
+        url: Where it came from; None where that is not known, then its ETag is not compared.
+    """
+
+    validators: Validators
+    url: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Probed:
+    """What a mirror says of a file, without its body.
+
+    Attributes:
+        state: Compared with the version that the caller holds; ``changed`` where it holds none, ``unknown`` where the
+            two cannot be compared.
+        version: The version that the mirror has.
+    """
+
+    state: Literal["unchanged", "changed", "unknown"]
+    version: Version
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,3 +125,4 @@ class Timing:
 
 
 Outcome = Fetched[T] | Tif1Error
+ProbeOutcome = Probed | Tif1Error

@@ -4,11 +4,21 @@ import os
 import threading
 import time
 import weakref
-from collections.abc import Callable, Coroutine, Iterable
+from collections.abc import Callable, Coroutine, Iterable, Mapping
 from concurrent.futures import CancelledError, wait
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from tif1_pipeline.cdn.base import CdnFile, CdnStats, Fetched, Outcome, T, Timing, Validators
+from tif1_pipeline.cdn.base import (
+    CdnFile,
+    CdnStats,
+    Fetched,
+    Outcome,
+    ProbeOutcome,
+    T,
+    Timing,
+    Validators,
+    Version,
+)
 from tif1_pipeline.config import Config
 from tif1_pipeline.exceptions import NetworkError
 
@@ -97,6 +107,33 @@ class CdnClient:
             return [_offline_error(file) for file in files]
         counters = self._counters(stats)
         return self._run(lambda engine: engine.fetch_many(files, decode, counters, on_done), counters)
+
+    def probe_many(
+        self,
+        files: Mapping[CdnFile, Version | None],
+        *,
+        seconds: float | None = None,
+        stats: CdnStats | None = None,
+    ) -> dict[CdnFile, ProbeOutcome]:
+        """Ask whether files have changed, by conditional requests without bodies.
+
+        The mirror that a version came from is asked first, because an ETag says nothing at another mirror. An answer of
+        another one is compared by Last-Modified, where both have it.
+
+        Args:
+            files: Which files, each with the version that the caller holds; None if it holds none.
+            seconds: Files without an answer after so long count as not reached.
+            stats: Counters to add to.
+
+        Returns:
+            For each file what a mirror says, or the error that :meth:`fetch` would have raised: DataNotFoundError where
+            no mirror has it.
+        """
+        files = dict(files)
+        if self._config.offline:
+            return {file: _offline_error(file) for file in files}
+        counters = self._counters(stats)
+        return self._run(lambda engine: engine.probe_many(files, seconds, counters), counters)
 
     @property
     def totals(self) -> CdnStats:

@@ -1,21 +1,34 @@
 """What runs in the client's loop thread: files, mirror after mirror, so many at once."""
 
 import asyncio
+import contextlib
 import importlib.metadata
 import logging
 import traceback
-from collections.abc import Callable, Iterable
+from collections.abc import Awaitable, Callable, Iterable, Mapping
 
 import httpx
 
-from tif1_pipeline.cdn.base import CdnFile, CdnStats, Fetched, Outcome, T, Timing, Validators
+from tif1_pipeline.cdn.base import (
+    CdnFile,
+    CdnStats,
+    Fetched,
+    Outcome,
+    Probed,
+    ProbeOutcome,
+    T,
+    Timing,
+    Validators,
+    Version,
+)
 from tif1_pipeline.cdn.faults import MirrorError, error_of
 from tif1_pipeline.cdn.mirrors import Mirror
+from tif1_pipeline.cdn.probe import compared, conditions
 from tif1_pipeline.cdn.slots import RequestSlots
 from tif1_pipeline.cdn.transport import AiohttpTransport
 from tif1_pipeline.cdn.visit import Limits, Tools, Visit
 from tif1_pipeline.config import Config
-from tif1_pipeline.exceptions import Tif1Error
+from tif1_pipeline.exceptions import NetworkError, Tif1Error
 
 logger = logging.getLogger(__name__)
 
@@ -55,20 +68,11 @@ class Engine:
             NetworkError: A mirror that may have it could not be reached.
             InvalidDataError: A mirror sent something unusable, and none anything better.
         """
-        config = self._config
-        limits = Limits(config.request_timeout.total_seconds(), config.max_retries)
-        templates = config.schedule_urls if file.is_schedule else config.cdn_urls
-        mirrors = [self._mirror(template) for template in templates]
-        failed: list[tuple[str, str, MirrorError]] = []
-        for mirror in mirrors:
-            url = mirror.url(file)
-            alone = all(other.is_set_aside for other in mirrors)
-            try:
-                return await Visit(self._tools, mirror, url, decode, validators, limits, counters).run(alone=alone)
-            except MirrorError as fault:
-                logger.debug("%s: mirror %s: %s", file, mirror.host, fault)
-                failed.append((mirror.host, url, fault))
-        raise error_of(file, failed)
+        limits = self._limits()
+        return await self._from_a_mirror(
+            file,
+            lambda mirror, url: Visit(self._tools, mirror, url, decode, validators, limits, counters),
+        )
 
     async def fetch_many(
         self,
@@ -80,29 +84,96 @@ class Engine:
         """Fetch files and return, in their order, what came of each."""
         files = list(files)
         outcomes: dict[int, Outcome[T]] = {}
+
+        async def work(number: int, file: CdnFile) -> None:
+            try:
+                outcomes[number] = await self.fetch(file, lambda body: decode(file, body), None, counters)
+            except Tif1Error as error:
+                _clear_frames(error)
+                outcomes[number] = error
+            if on_done is not None:
+                on_done(file)
+
+        await self._each(files, work)
+        return [outcomes[number] for number in range(len(files))]
+
+    async def probe(
+        self, file: CdnFile, held: Version | None, limits: Limits, counters: tuple[CdnStats, ...]
+    ) -> Probed:
+        """Ask the mirrors for the version of a file that they have, the one that the held version is from first.
+
+        Raises:
+            Tif1Error: As :meth:`fetch`.
+        """
+
+        def visit(mirror: Mirror, url: str) -> Visit[None]:
+            return Visit(self._tools, mirror, url, None, conditions(held, url), limits, counters)
+
+        return compared(await self._from_a_mirror(file, visit, held.url if held else None), held)
+
+    async def probe_many(
+        self, files: Mapping[CdnFile, Version | None], seconds: float | None, counters: tuple[CdnStats, ...]
+    ) -> dict[CdnFile, ProbeOutcome]:
+        """Probe files and return what came of each; those without an answer in time count as not reached."""
+        outcomes: dict[CdnFile, ProbeOutcome] = {}
+        limits = self._limits()
+        if seconds is not None:
+            # A mirror that hangs must leave time for the others. Headers alone need no time for a body.
+            share = seconds / max(len(self._config.cdn_urls), len(self._config.schedule_urls), 1)
+            limits = Limits(min(limits.timeout, share / (1 + limits.retries)), limits.retries, timeouts_per_try=1)
+
+        async def work(_: int, file: CdnFile) -> None:
+            try:
+                outcomes[file] = await self.probe(file, files[file], limits, counters)
+            except Tif1Error as error:
+                _clear_frames(error)
+                outcomes[file] = error
+
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(seconds):
+                await self._each(list(files), work)
+        late = f"no answer within the {seconds:g} s that the question may take" if seconds else ""
+        return {
+            file: outcomes.get(file) or NetworkError(f"{file}: {late}", file=str(file), year=file.year)
+            for file in files
+        }
+
+    async def _each(self, files: list[CdnFile], work: Callable[[int, CdnFile], Awaitable[None]]) -> None:
+        """Do the work for each file with its number, so many at once as there may be requests."""
         queue = iter(enumerate(files))
 
-        async def work() -> None:
+        async def worker() -> None:
             for number, file in queue:
-                try:
-                    outcomes[number] = await self.fetch(
-                        file, lambda body, file=file: decode(file, body), None, counters
-                    )
-                except Tif1Error as error:
-                    _clear_frames(error)
-                    outcomes[number] = error
-                if on_done is not None:
-                    on_done(file)
+                await work(number, file)
 
         # Not a task for each file: 1,400 waiting tasks cost more than the requests.
-        workers = [asyncio.create_task(work()) for _ in range(min(self._config.max_concurrent_requests, len(files)))]
+        workers = [asyncio.create_task(worker()) for _ in range(min(self._config.max_concurrent_requests, len(files)))]
         try:
             await asyncio.gather(*workers)
         finally:
-            for worker in workers:
-                worker.cancel()
+            for task in workers:
+                task.cancel()
             await asyncio.gather(*workers, return_exceptions=True)
-        return [outcomes[number] for number in range(len(files))]
+
+    async def _from_a_mirror(
+        self, file: CdnFile, visit: Callable[[Mirror, str], Visit[T]], ahead: str | None = None
+    ) -> Fetched[T]:
+        """Visit mirrors, that of the URL ``ahead`` before the others, until one has the file."""
+        templates = self._config.schedule_urls if file.is_schedule else self._config.cdn_urls
+        mirrors = [self._mirror(template) for template in templates]
+        failed: list[tuple[str, str, MirrorError]] = []
+        for mirror in sorted(mirrors, key=lambda mirror: mirror.url(file) != ahead):
+            url = mirror.url(file)
+            alone = all(other.is_set_aside for other in mirrors)
+            try:
+                return await visit(mirror, url).run(alone=alone)
+            except MirrorError as fault:
+                logger.debug("%s: mirror %s: %s", file, mirror.host, fault)
+                failed.append((mirror.host, url, fault))
+        raise error_of(file, failed)
+
+    def _limits(self) -> Limits:
+        return Limits(self._config.request_timeout.total_seconds(), self._config.max_retries)
 
     async def aclose(self) -> None:
         """Close the connections."""

@@ -5,7 +5,7 @@ import contextlib
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Generic
+from typing import Generic, Literal
 
 import httpx
 import stamina
@@ -56,15 +56,17 @@ class Limits:
     Attributes:
         timeout: Seconds for connecting and for each read.
         retries: Further tries at each mirror.
+        timeouts_per_try: Longest time of one try, in timeouts.
     """
 
     timeout: float
     retries: int
+    timeouts_per_try: int = TIMEOUTS_PER_TRY
 
     @property
     def try_seconds(self) -> float:
         """Longest time of one try."""
-        return TIMEOUTS_PER_TRY * self.timeout
+        return self.timeouts_per_try * self.timeout
 
     @property
     def visit_seconds(self) -> float:
@@ -79,7 +81,7 @@ class Visit(Generic[T]):
         tools: What the visits of a client share.
         mirror: Whom to ask.
         url: Where the mirror has the file.
-        decode: Makes the value of the body.
+        decode: Makes the value of the body; without one the body is not asked for.
         validators: What the caller holds already, to ask for something newer.
         limits: The settings of the call.
         counters: To add to.
@@ -90,7 +92,7 @@ class Visit(Generic[T]):
         tools: Tools,
         mirror: Mirror,
         url: str,
-        decode: Callable[[bytes], T],
+        decode: Callable[[bytes], T] | None,
         validators: Validators | None,
         limits: Limits,
         counters: tuple[CdnStats, ...],
@@ -173,8 +175,8 @@ class Visit(Generic[T]):
 
     async def _try(self) -> Fetched[T]:
         answer = await self._answer()
-        if answer.value is None:
-            return Fetched(None, answer.validators, answer.url, not_modified=True)
+        if answer.value is None or self._decode is None:
+            return Fetched(None, answer.validators, answer.url, not_modified=answer.not_modified)
         try:
             value = self._decode(answer.value)
         except BAD_BODY_ERRORS as error:
@@ -205,8 +207,11 @@ class Visit(Generic[T]):
             raise fault
 
     async def _ask(self) -> Fetched[bytes]:
-        response = await self._send()
+        response = await self._send("GET" if self._decode else "HEAD")
         try:
+            if self._decode is None and _refuses_head(response, self._url):
+                await response.aclose()
+                response = await self._send("GET")
             status = response.status_code
             if status in MISSING_STATUSES:
                 self._mirror.answered()
@@ -222,6 +227,8 @@ class Visit(Generic[T]):
                     retryable=status == 429 or status >= 500,
                     retry_after=parse_retry_after(response.headers.get("retry-after")),
                 )
+            if self._decode is None:
+                return self._found(response)
             wire = await self._read(response)
         finally:
             await response.aclose()
@@ -239,6 +246,12 @@ class Visit(Generic[T]):
         self._count(bytes=len(wire))
         return wire
 
+    def _found(self, response: httpx.Response) -> Fetched[bytes]:
+        if "html" in response.headers.get("content-type", "").lower():
+            raise MirrorError("invalid", "an HTML page instead of JSON")
+        self._mirror.answered()
+        return Fetched(None, _validators_of(response), self._url)
+
     def _not_modified(self, response: httpx.Response) -> Fetched[bytes]:
         if self._validators is None or self._validators == Validators():
             raise MirrorError("invalid", "HTTP 304 to a request without conditions")
@@ -247,11 +260,11 @@ class Visit(Generic[T]):
         kept = Validators(new.etag or self._validators.etag, new.last_modified or self._validators.last_modified)
         return Fetched(None, kept, self._url, not_modified=True)
 
-    async def _send(self) -> httpx.Response:
+    async def _send(self, method: Literal["GET", "HEAD"]) -> httpx.Response:
         url = httpx.URL(self._url)
         timeout = dict.fromkeys(("connect", "read", "write", "pool"), self._limits.timeout)
         for _ in range(1 + MAX_REDIRECTS):
-            request = httpx.Request("GET", url, headers=self._headers(), extensions={"timeout": timeout})
+            request = httpx.Request(method, url, headers=self._headers(), extensions={"timeout": timeout})
             self._count(requests=1)
             response = await self._tools.transport.handle_async_request(request)
             if not response.has_redirect_location:
@@ -299,6 +312,12 @@ class Visit(Generic[T]):
 
 def _validators_of(response: httpx.Response) -> Validators:
     return Validators(response.headers.get("etag"), response.headers.get("last-modified"))
+
+
+def _refuses_head(response: httpx.Response, url: str) -> bool:
+    """Whether only the method was refused: a signed URL, where a redirect may lead, holds for GET alone."""
+    is_elsewhere = response.status_code == 403 and str(response.request.url) != str(httpx.URL(url))
+    return is_elsewhere or response.status_code in {405, 501}
 
 
 async def _drain(response: httpx.Response) -> None:
