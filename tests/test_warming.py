@@ -20,7 +20,7 @@ from tif1_pipeline.exceptions import InvalidDataError
 from tif1_pipeline.keys import SessionKey, schedule_entry
 from tif1_pipeline.reading import Reader
 from tif1_pipeline.simulator import Fault
-from tif1_pipeline.warming import DEFAULT_TYPES, TYPES, Warming
+from tif1_pipeline.warming import DEFAULT_TYPES, LASTING, NOT_PUBLISHED, PASSING, TYPES, Task, Warming
 
 EVENT = "Australian Grand Prix"
 RACE = SessionKey(2025, EVENT, "Race")
@@ -174,6 +174,7 @@ def test_a_failed_table_is_named_with_its_reason_and_the_others_go_on(cdn, warmi
     assert messages["session_type"] == "Qualifying"
     assert messages["data_type"] == "messages"
     error = weather.pop("error")
+    assert weather.pop("kind") == NOT_PUBLISHED
     assert weather == {"year": 2025, "event": EVENT, "session_type": "Race", "data_type": "weather"}
     assert "weather.json" in error
     cdn.publish()
@@ -366,6 +367,7 @@ def test_ctrl_c_drops_what_is_under_way_and_keeps_what_was_stored(cdn, warming, 
     assert cdn.requests.total == SESSIONS * len(DEFAULT_TYPES) - kept
 
 
+@pytest.mark.slow
 def test_ctrl_c_while_another_process_fetches_the_same(warming, start):
     warming.event(2025, EVENT, "FP1")
     with sqlite3.connect(api.get_cache().get_cache_file()) as connection:
@@ -430,3 +432,21 @@ def test_a_cancelled_coroutine_stops_the_warming(tif1, cdn):
     report = asyncio.run(tif1.get_cache().warm_event_async(2025, EVENT, data_types=["laps", "weather"]))
     assert report["succeeded"] >= 1
     assert report["failed"] == []
+
+
+def test_given_tables_are_warmed_and_a_session_without_any_ends_nothing(cdn, warming):
+    race, practice = (SessionKey(2025, EVENT, name) for name in ("Race", "Practice 1"))
+    report = warming.tables("some", {race: [], practice: [Task(practice, "weather")]}, max_workers=1)
+    assert counts(report) == (1, 0, 0)
+    assert cdn.requests.count("Practice 1/weather.json") == 1
+
+
+def test_a_failure_says_whether_another_try_may_help(cdn, warming):
+    cdn.hide("Race/weather.json")
+    cdn.faults.add(Fault("error", path="Practice 1/weather.json"), Fault("garbage", path="Practice 2/weather.json"))
+    report = warming.event(2025, EVENT, data_types=["weather"])
+    assert {item["session_type"]: item["kind"] for item in report["failed"]} == {
+        "Practice 1": PASSING,
+        "Practice 2": LASTING,
+        "Race": NOT_PUBLISHED,
+    }

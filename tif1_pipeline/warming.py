@@ -4,12 +4,13 @@ import logging
 import threading
 import time
 from collections import deque
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 from tif1_pipeline.cache import Cache
+from tif1_pipeline.cache.ages import is_young, max_age
 from tif1_pipeline.cache.base import EntryInfo
 from tif1_pipeline.cache.tiered import is_compatible
 from tif1_pipeline.cache.warmer import Report
@@ -19,8 +20,10 @@ from tif1_pipeline.config import Config
 from tif1_pipeline.datasets import DATASETS
 from tif1_pipeline.exceptions import (
     CacheError,
+    CacheLockedError,
     CacheReadOnlyError,
     CacheVersionError,
+    DataNotFoundError,
     DriverNotFoundError,
     EventNotFoundError,
     InvalidDataError,
@@ -39,6 +42,9 @@ TYPES = tuple(name for name, dataset in DATASETS.items() if dataset.level == "se
 """The tables that a session has, in the order in which they are warmed: telemetry needs drivers and laps."""
 DEFAULT_TYPES = ("drivers", "laps", "weather", "messages")
 
+NOT_PUBLISHED, PASSING, LASTING = "not published", "passing", "lasting"
+"""Kinds of failure: the CDN does not have it; another try may help; none will."""
+
 _log = logging.getLogger(__name__)
 
 _JOIN_SECONDS = 0.2
@@ -54,15 +60,42 @@ class Task:
     data_type: str
     driver: str | None = None
 
-    def failed(self, error: object) -> dict[str, Any]:
-        """Return what the report says of it when it failed."""
+    def about(self) -> dict[str, Any]:
+        """Return what it is, as reports say it."""
         said = {
             "year": self.key.year,
             "event": self.key.event,
             "session_type": self.key.session_type,
             "data_type": self.data_type,
         }
-        return said | ({"driver": self.driver} if self.driver else {}) | {"error": str(error)}
+        return said | ({"driver": self.driver} if self.driver else {})
+
+    def failed(self, error: Exception) -> dict[str, Any]:
+        """Return what the report says of it when it failed."""
+        return self.about() | {"error": str(error) or type(error).__name__, "kind": kind_of(error)}
+
+
+def kind_of(error: Exception) -> str:
+    """Return what kind of failure an error is: one of those above."""
+    if isinstance(error, DataNotFoundError):
+        return NOT_PUBLISHED
+    return PASSING if isinstance(error, NetworkError | CacheLockedError) else LASTING
+
+
+def shortcoming(info: EntryInfo | None, data_type: str, year: int, config: Config) -> str | None:
+    """Return why a table is not served as it is stored; None if it is there and fresh.
+
+    Args:
+        info: What is stored, if anything.
+        data_type: The table's name.
+        year: Season it is of.
+        config: The settings in force.
+    """
+    if info is None:
+        return "not stored"
+    if not is_compatible(info, DATASETS[data_type].schema_version):
+        return "stored by another version"
+    return None if is_young(info, max_age(config, data_type, year, info.created_at)) else "expired"
 
 
 class Warming:
@@ -97,7 +130,7 @@ class Warming:
 
         Returns:
             As all calls, succeeded and skipped (tables fetched, and found stored and fresh), failed (a list of year,
-            event, session_type, data_type, driver where it is about one, and error), seconds, requests, bytes.
+            event, session_type, data_type, driver where it is about one, error and its kind), seconds, requests, bytes.
 
         Raises:
             InvalidDataError: An unknown type, or less than one worker.
@@ -177,8 +210,28 @@ class Warming:
                 names = SessionKey(row["year"], row["event"], row["session_type"])
                 run.failed.append((-1, Task(names, ", ".join(row["data_types"])).failed(error)))
                 continue
-            sessions[key] = run.kept(key, {*DEFAULT_TYPES, *row["data_types"]})
+            sessions[key] = self.kept(key, {*DEFAULT_TYPES, *row["data_types"]})
         return run.warm("what is used most", sessions)
+
+    def tables(self, what: str, sessions: Mapping[SessionKey, Sequence[Task]], *, max_workers: int = 4) -> Report:
+        """Warm given tables, those of a session in their order.
+
+        Args:
+            what: What they are, for the progress bar.
+            sessions: The tables by session.
+            max_workers: Sessions under way at once.
+        """
+        return self._begin(max_workers).warm(what, sessions)
+
+    def kept(self, key: SessionKey, types: Collection[str]) -> list[Task]:
+        """Return the tables of these types of a session, but of telemetry no more than is stored of it."""
+        entry = key.entry("telemetry")
+        tasks = [Task(key, name) for name in TYPES if name in types]
+        if "telemetry" not in types or self._cache.info(entry) is not None:
+            return tasks
+        parts = [found["key"].removeprefix(f"{entry}/") for found in self._cache.search(f"{entry}/*")]
+        drivers = [Task(key, "telemetry", part) for part in parts if "/" not in part]
+        return [task for task in tasks if task.data_type != "telemetry"] + drivers
 
     def _begin(self, max_workers: int) -> "_Run":
         if max_workers < 1:
@@ -219,21 +272,11 @@ class _Run:
             self._calendars[year] = SeasonCalendar.from_table(year, table)
         return self._calendars[year]
 
-    def kept(self, key: SessionKey, types: Iterable[str]) -> list[Task]:
-        """Return the tasks that bring a session's stored tables, and no more telemetry than is stored of it."""
-        entry = key.entry("telemetry")
-        tasks = _tables(key, [name for name in TYPES if name in types])
-        if self._cache.info(entry) is not None:
-            return tasks
-        parts = [found["key"].removeprefix(f"{entry}/") for found in self._cache.search(f"{entry}/*")]
-        drivers = [Task(key, "telemetry", part) for part in parts if "/" not in part]
-        return [task for task in tasks if task.data_type != "telemetry"] + drivers
-
     def warm(self, what: str, sessions: Mapping[SessionKey, Sequence[Task]]) -> Report:
         """Do the tasks: those of one session one after another, several sessions at once."""
         tasks = [task for of_session in sessions.values() for task in of_session]
         order = {task: number for number, task in enumerate(tasks)}
-        pending = deque(sessions.values())
+        pending = deque(of_session for of_session in sessions.values() if of_session)
         with progress(f"warming {what}:", total=len(tasks)) as advance:
 
             def work() -> None:
@@ -301,7 +344,7 @@ class _Run:
             if not isinstance(error, Tif1Error):
                 _log.exception("warming %s of %s failed", task.data_type, task.key)
             with self._lock:
-                self.failed.append((number, task.failed(error if str(error) else type(error).__name__)))
+                self.failed.append((number, task.failed(error)))
             return
         with self._lock:
             if done:
@@ -314,25 +357,25 @@ class _Run:
         since = datetime.now(UTC)
         degraded = self._cache.get_degraded()
         if task.driver is not None:
-            if self._is_driver_current(task.key, task.driver):
+            if self._is_driver_current(task, task.driver):
                 return False
             self._refuse_readonly()
             code = self._code(task.key, task.driver)
-            if code != task.driver and self._is_driver_current(task.key, code):
+            if code != task.driver and self._is_driver_current(task, code):
                 return False
             hit = self._reader.driver_telemetry(task.key, code, stats=self._stats)
-            current = self._is_driver_current(task.key, code, since)
+            current = self._is_driver_current(task, code, since)
         else:
             # How old that may be follows from the calendar, which the reader knows; it takes no request.
             derived = task.data_type == "session_info"
-            if not derived and self._is_current(self._cache.info(task.key.entry(task.data_type)), task.data_type):
+            if not derived and self._is_current(self._cache.info(task.key.entry(task.data_type)), task):
                 return False
             self._refuse_readonly()
             # Without columns: nobody wants the value here.
             hit = self._reader.table(task.key, task.data_type, columns=(), stats=self._stats)
             if derived and hit.tier != "cdn":
                 return False
-            current = self._is_current(self._cache.info(task.key.entry(task.data_type)), task.data_type, since)
+            current = self._is_current(self._cache.info(task.key.entry(task.data_type)), task, since)
         if current:
             return True
         if hit.tier != "cdn":
@@ -348,21 +391,18 @@ class _Run:
         if self._config.cache_readonly:
             raise CacheReadOnlyError("not fetched, because it could not be stored: the setting cache_readonly is on")
 
-    def _is_current(self, info: EntryInfo | None, data_type: str, since: datetime | None = None) -> bool:
+    def _is_current(self, info: EntryInfo | None, task: Task, since: datetime | None = None) -> bool:
         """Tell whether what is stored is fresh, or was stored or confirmed since a moment."""
-        if info is None or not is_compatible(info, DATASETS[data_type].schema_version):
-            return False
-        if since is not None and info.created_at >= since:
-            return True
-        ttl = self._config.ttl_of(data_type)
-        return ttl is None or datetime.now(UTC) - info.created_at <= ttl
+        if info is not None and since is not None and info.created_at >= since:
+            return is_compatible(info, DATASETS[task.data_type].schema_version)
+        return shortcoming(info, task.data_type, task.key.year, self._config) is None
 
-    def _is_driver_current(self, key: SessionKey, code: str, since: datetime | None = None) -> bool:
-        entry = key.entry("telemetry")
+    def _is_driver_current(self, task: Task, code: str, since: datetime | None = None) -> bool:
+        entry = task.key.entry("telemetry")
         whole = self._cache.info(entry)
         if whole is not None and is_compatible(whole, DATASETS["telemetry"].schema_version):
-            return code in whole.parts and self._is_current(whole, "telemetry", since)
-        return self._is_current(self._cache.info(entry.of_part(code)), "telemetry", since)
+            return code in whole.parts and self._is_current(whole, task, since)
+        return self._is_current(self._cache.info(entry.of_part(code)), task, since)
 
     def _code(self, key: SessionKey, driver: str) -> str:
         if key not in self._drivers:  # a session is one thread's
@@ -420,10 +460,11 @@ def _chosen(event: Event, session_type: str | None) -> list[SessionKey]:
 def _begun(event: Event) -> list[SessionKey]:
     """Return the sessions that have begun; one whose start is not known counts as begun."""
     now = datetime.now(UTC)
-    keys = []
+    return [key for key, start in starts_of(event) if start is None or start <= now]
+
+
+def starts_of(event: Event) -> Iterator[tuple[SessionKey, datetime | None]]:
+    """Give the sessions of an event with their starts (UTC), as exactly as they are known."""
     for session, key in zip(event.sessions, event.session_keys, strict=True):
         local = session.date or event.date
-        start = session.date_utc or (local.replace(tzinfo=UTC) if local else now)
-        if start <= now:
-            keys.append(key)
-    return keys
+        yield key, session.date_utc or (local.replace(tzinfo=UTC) if local else None)

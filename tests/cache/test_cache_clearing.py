@@ -203,7 +203,7 @@ def test_clearing_an_empty_cache_makes_no_file(cache: Cache) -> None:
 def test_nothing_expires_without_a_ttl(config: Config, filled: Cache) -> None:
     config.cache_ttl_schedule = None
     for key in WRITTEN:
-        change(filled, key, created_at=0)
+        change(filled, key, created_at=1)
     assert filled.get_expired_entries() == []
     assert filled.clear_expired() == 0
 

@@ -106,6 +106,7 @@ def test_another_process_with_the_same_number_sees_them(
     assert said == f"{len(KEYS)}\n"
 
 
+@pytest.mark.slow
 def test_a_spreading_that_was_killed_is_completed(
     config: Config, open_cache: Callable[..., Cache], start: Callable[..., object]
 ):

@@ -115,10 +115,10 @@ def test_clean_to_a_size_takes_what_is_old_and_seldom_read(invoke, filled, tif1)
     noise = np.random.default_rng(1).integers(0, 1 << 62, 200_000)  # above the least threshold, 1 MiB
     cache.write(EntryKey("noise", "asset", pinned=True), pa.table({"n": noise}))
     foretold = json.loads(invoke("clean", *arguments, "--dry-run", "--json").stdout)
-    assert [row["key"] for row in foretold["old_and_seldom_read"]] == ["asset_old"]
-    assert foretold["target_mb"] == 0
+    assert [row["key"] for row in foretold["entries"]] == ["asset_old"]
+    assert foretold["to_remove_mb"] == pytest.approx(foretold["entries"][0]["compressed_mb"])
     text = invoke("clean", *arguments, "--dry-run").stdout
-    assert "would have to go to come down to 0 MiB, by strategy size" in text
+    assert "1 entry, 0.0 MiB, would be removed" in text
     assert "asset_old" in text
     assert "1 entry removed" in invoke("clean", *arguments).stdout
     assert KEYS - keys(filled) == {"asset_old"}
@@ -128,7 +128,7 @@ def test_clean_to_a_size_takes_what_is_old_and_seldom_read(invoke, filled, tif1)
 def test_clean_smart_goes_down_to_the_size_whatever_it_takes(invoke, filled, tif1):
     arguments = ["--smart", "--max-age-days", "30", "--min-access", "1"]
     foretold = invoke("clean", *arguments, "--dry-run")
-    assert "and would go" in foretold.stdout
+    assert "1 entry, 0.0 MiB, would be removed" in foretold.stdout
     assert "asset_old" in foretold.stdout
     assert json.loads(invoke("clean", *arguments, "--json").stdout)["removed"] == 1
     assert keys(filled) == KEYS - {"asset_old"}

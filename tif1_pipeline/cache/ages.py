@@ -1,11 +1,21 @@
 """How old an entry may be: the one home of this rule, for reads and for maintenance."""
 
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 
+from tif1_pipeline.cache.base import OUTDATED, EntryInfo
 from tif1_pipeline.config import Config
 
 OF_THE_CALENDAR = ("schedule", "session_info")
 """What these tables say follows from the season's calendar, and settles with the season."""
+
+
+def is_young(info: EntryInfo | None, max_age: timedelta | None) -> bool:
+    """Tell whether an entry has not expired; one that is in memory alone has no known age."""
+    if info is None:
+        return max_age is None
+    if info.created_at == OUTDATED:
+        return False
+    return max_age is None or datetime.now(UTC) - info.created_at <= max_age
 
 
 def max_age(config: Config, data_type: str, year: int | None, stored_at: datetime | None) -> timedelta | None:

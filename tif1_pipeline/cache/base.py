@@ -8,7 +8,7 @@ batches.
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import UTC, datetime
 from typing import Any, Literal
 
 Backend = Literal["pandas", "polars", "arrow", "json"]
@@ -29,6 +29,10 @@ class Source:
     last_modified: str | None = None
 
 
+OUTDATED = datetime.fromtimestamp(0, UTC)
+"""Age of an entry that is to be fetched anew at its next use, whatever its TTL; until then it is what there is."""
+
+
 @dataclass(frozen=True, slots=True)
 class EntryInfo:
     """Metadata of one entry.
@@ -40,7 +44,8 @@ class EntryInfo:
         session_type: Slug of the session type.
         data_type: ``laps``, ``telemetry`` …, or an asset's name.
         backend: What was stored; tables can be read as any kind of table.
-        created_at: When this version was stored (UTC, aware).
+        created_at: When this version was stored or last found current (UTC, aware); :data:`OUTDATED` for one that is
+            known not to be current any more.
         accessed_at: Last read (UTC, aware), as far as it is flushed.
         access_count: Reads, as far as they are flushed.
         size_bytes: Uncompressed, in memory.

@@ -23,6 +23,7 @@ from tif1_pipeline.keys import EntryKey
 
 if TYPE_CHECKING:
     from tif1_pipeline.cache.health import CacheHealth
+    from tif1_pipeline.cache.stock import Cleaned
 
 
 class Cache:
@@ -388,7 +389,8 @@ class Cache:
         max_age_days: float | None = None,
         min_access_count: int | None = None,
         max_size_mb: float | None = None,
-    ) -> int:
+        dry_run: bool = False,
+    ) -> "Cleaned":
         """Remove what is worth least: corrupt, then old and seldom used, then large and old, then least recently used.
 
         Args:
@@ -396,20 +398,24 @@ class Cache:
                 ``cache_cleanup_min_age`` by default.
             min_access_count: ``cache_cleanup_min_access`` by default.
             max_size_mb: Go on until so much is stored; ``cache_cleanup_target_mb`` by default.
+            dry_run: Remove nothing, and return what would go.
 
         Returns:
-            The number removed. Pinned entries stay.
+            The number removed, with ``removed`` (key and size of each) and ``bytes``. Pinned entries stay.
         """
-        return self._do.cleanup.smart(self._tiered, max_age_days, min_access_count, max_size_mb)
+        return self._do.cleanup.smart(self._tiered, max_age_days, min_access_count, max_size_mb, dry_run=dry_run)
 
     @audited
-    def run_auto_cleanup(self) -> int:
+    def run_auto_cleanup(self, *, dry_run: bool = False) -> "Cleaned":
         """Clean as the settings say: nothing below the threshold, else down to the target by the strategy.
 
+        Args:
+            dry_run: Remove nothing, and return what would go.
+
         Returns:
-            The number removed. Pinned entries stay.
+            The number removed, with ``removed`` (key and size of each) and ``bytes``. Pinned entries stay.
         """
-        return self._do.cleanup.run(self._tiered)
+        return self._do.cleanup.run(self._tiered, dry_run=dry_run)
 
     # ---- invalidation
 
@@ -422,6 +428,11 @@ class Cache:
     def invalidate_session_data(self, year: int, event: str, session_type: str, data_type: str) -> int:
         """Have one table of a session fetched anew at its next use."""
         return self._do.clearing.remove(self._tiered, self._resolve(year, event, session_type).entry(data_type))
+
+    @audited
+    def outdate(self, key: EntryKey | str) -> int:
+        """Have an entry refreshed at its next use, and served as it is where that fails; returns the number marked."""
+        return self._do.clearing.outdate(self._tiered, stored_key(key, self._resolve))
 
     @audited
     def invalidate_event(self, year: int, event: str) -> int:

@@ -13,10 +13,11 @@ from typing import Any, NamedTuple
 
 import sqlalchemy as sa
 
-from tif1_pipeline.cache import entries, removal
-from tif1_pipeline.cache.files import File
+from tif1_pipeline.cache import entries, removal, stock
 from tif1_pipeline.cache.integrity import is_incomplete
+from tif1_pipeline.cache.removal import Removed
 from tif1_pipeline.cache.schema import CACHE_METADATA, ENTRIES
+from tif1_pipeline.cache.stock import Cleaned, Shelf, Stock
 from tif1_pipeline.cache.tiered import Tiered
 from tif1_pipeline.config import MIB, Config
 from tif1_pipeline.exceptions import CacheError
@@ -75,7 +76,7 @@ class Limits(NamedTuple):
 
 class _Candidate(NamedTuple):
     rank: tuple[float, ...]
-    file_number: int
+    shelf_number: int
     key: str
     generation: str
     size: int
@@ -101,11 +102,19 @@ class _Worth(NamedTuple):
         return spared
 
 
-def smart(tiered: Tiered, max_age_days: float | None, min_access_count: int | None, max_size_mb: float | None) -> int:
+def smart(
+    tiered: Tiered,
+    max_age_days: float | None,
+    min_access_count: int | None,
+    max_size_mb: float | None,
+    *,
+    dry_run: bool = False,
+) -> Cleaned:
     """Remove the corrupt entries and the old and rarely used ones, then what is worth least until the size is right.
 
     For a size nothing but pinned entries is spared: large and old ones go first, then the least recently used.
-    Corrupt is here what lacks a part; :func:`integrity.corrupted` looks at every byte.
+    Corrupt is here what lacks a part; :func:`integrity.corrupted` looks at every byte. A dry run removes nothing and
+    returns what would go; reads that are not counted yet are written down first, as entries are judged by them.
 
     Raises:
         InvalidDataError: One of the numbers is below zero, or none; nothing was removed.
@@ -123,15 +132,15 @@ def smart(tiered: Tiered, max_age_days: float | None, min_access_count: int | No
     tiered.flush()
     worth = _Worth("smart", time.time() - age, rare)
     is_useless = (ENTRIES.c.created_at <= worth.old_before) & (ENTRIES.c.access_count < rare)
-    with _Log(tiered, "smart") as log:
-        log.add(removal.remove_where(tiered, ~ENTRIES.c.pinned & (is_incomplete() | is_useless)))
-        while _remove_some(tiered, worth, sa.true(), size, log):
+    with stock.of(tiered, rehearse=dry_run) as stored, _Log(tiered, "smart", dry_run=dry_run) as log:
+        log.removed += stored.remove_where(~ENTRIES.c.pinned & (is_incomplete() | is_useless))
+        while _remove_some(stored, worth, sa.true(), size, log):
             pass
-    return log.number
+    return Cleaned(log.removed)
 
 
-def run(tiered: Tiered) -> int:
-    """Clean as the settings say; returns the number of entries removed.
+def run(tiered: Tiered, *, dry_run: bool = False) -> Cleaned:
+    """Clean as the settings say; returns what was removed.
 
     Nothing happens while ``cache_cleanup_threshold_mb`` or less is stored. Else entries go in the order of
     ``cache_cleanup_strategy`` until ``cache_cleanup_target_mb`` is reached: first those that are older than
@@ -141,11 +150,14 @@ def run(tiered: Tiered) -> int:
 
     What is stored is looked at before each batch, so that several processes that clean at once remove no more than one
     would.
+
+    A dry run does the same on a copy of the metadata in memory: what it returns would go if nothing else happened to
+    the cache. Reads that are not counted yet are written down first, as entries are judged by them.
     """
     config = tiered.config
     limits = Limits.of(config)
     if stored_bytes(tiered) <= limits.threshold:
-        return 0
+        return Cleaned()
     tiered.flush()
     worth = _Worth(
         config.cache_cleanup_strategy,
@@ -153,12 +165,12 @@ def run(tiered: Tiered) -> int:
         config.cache_cleanup_min_access,
     )
     spared = worth.spares()
-    with _Log(tiered, worth.policy) as log:
-        while _remove_some(tiered, worth, ~spared, limits.target, log):
+    with stock.of(tiered, rehearse=dry_run) as stored, _Log(tiered, worth.policy, dry_run=dry_run) as log:
+        while _remove_some(stored, worth, ~spared, limits.target, log):
             pass
-        while _remove_some(tiered, worth, spared, limits.hard, log):
+        while _remove_some(stored, worth, spared, limits.hard, log):
             pass
-    return log.number
+    return Cleaned(log.removed)
 
 
 def stored_bytes(tiered: Tiered) -> int:
@@ -172,51 +184,49 @@ def stored_bytes(tiered: Tiered) -> int:
 
 
 class _Log:
-    """Counts what a cleanup removes and says it in one line, also when it ends by an error."""
+    """Collects what a cleanup removes and says it in one line, also when it ends by an error."""
 
-    def __init__(self, tiered: Tiered, policy: str) -> None:
-        self._wanted = tiered.config.cache_cleanup_log
+    def __init__(self, tiered: Tiered, policy: str, *, dry_run: bool) -> None:
+        self._wanted = tiered.config.cache_cleanup_log and not dry_run
         self._policy = policy
         self._started = time.perf_counter()
-        self.number = 0
-        self._size = 0
-
-    def add(self, removed: list[removal.Removed]) -> None:
-        self.number += len(removed)
-        self._size += sum(item.compressed_size for item in removed)
+        self.removed: list[Removed] = []
 
     def __enter__(self) -> "_Log":
         return self
 
     def __exit__(self, *_: object) -> None:
         if self._wanted:
+            cleaned = Cleaned(self.removed)
             _log.info(
                 "cleanup removed %d entries, %.1f MiB, by strategy %s in %.2f s",
-                self.number,
-                self._size / MIB,
+                cleaned,
+                cleaned.bytes / MIB,
                 self._policy,
                 time.perf_counter() - self._started,
             )
 
 
-def _remove_some(tiered: Tiered, worth: _Worth, condition: sa.ColumnElement[bool], limit: int, log: _Log) -> bool:
+def _remove_some(stored: Stock, worth: _Worth, condition: sa.ColumnElement[bool], limit: int, log: _Log) -> bool:
     """Remove the next batch in order, no more than it takes to come down to the limit; False if that is nothing."""
-    files = [file for file in tiered.files() if file.database.exists()]
-    looked = [_look_at(file, number, worth, condition) for number, file in enumerate(files)]
-    wanted = min(sum(stored for stored, _ in looked) - limit, removal.BATCH_BYTES)
-    chosen: list[list[tuple[str, str]]] = [[] for _ in files]
+    shelves = stored.shelves()
+    looked = [_look_at(shelf, number, worth, condition) for number, shelf in enumerate(shelves)]
+    wanted = min(sum(size for size, _ in looked) - limit, removal.BATCH_BYTES)
+    chosen: list[list[tuple[str, str]]] = [[] for _ in shelves]
     for candidate in _until(wanted, heapq.merge(*(candidates for _, candidates in looked))):
-        chosen[candidate.file_number].append((candidate.key, candidate.generation))
+        chosen[candidate.shelf_number].append((candidate.key, candidate.generation))
     started = time.perf_counter()
-    for file, keys in zip(files, chosen, strict=True):
-        log.add(removal.remove_chosen(tiered, file, keys))
+    for shelf, keys in zip(shelves, chosen, strict=True):
+        log.removed += shelf.remove(keys)
     if any(chosen):
         # SQLite's waiting writers look at the lock now and then only: without a pause it would be taken each time.
         time.sleep(min(time.perf_counter() - started, _PAUSE_SECONDS))
     return any(chosen)
 
 
-def _look_at(file: File, number: int, worth: _Worth, condition: sa.ColumnElement[bool]) -> tuple[int, list[_Candidate]]:
+def _look_at(
+    shelf: Shelf, number: int, worth: _Worth, condition: sa.ColumnElement[bool]
+) -> tuple[int, list[_Candidate]]:
     """Return what a file stores, and what is to go first of it."""
     order = [part.label(f"rank_{index}") for index, part in enumerate(POLICIES[worth.policy])]
     query = (
@@ -226,7 +236,7 @@ def _look_at(file: File, number: int, worth: _Worth, condition: sa.ColumnElement
         .limit(removal.BATCH_ENTRIES)
     )
     # In one transaction: between two, another process that cleans may remove what the size still counts.
-    with file.database.querying() as connection:
+    with shelf.querying() as connection:
         stored = connection.execute(_STORED).scalar() or 0
         rows = [tuple(row) for row in connection.execute(query, worth.parameters())]
     found = (_Candidate(tuple(rank), number, key, generation, size) for *rank, key, generation, size in rows)

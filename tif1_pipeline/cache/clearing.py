@@ -86,6 +86,11 @@ def remove(tiered: Tiered, key: EntryKey | str) -> int:
     return tiered.remove(str(key))
 
 
+def outdate(tiered: Tiered, key: EntryKey | str) -> int:
+    """Mark an entry, and those that hold a part of it alone, as out of date."""
+    return tiered.outdate(str(key))
+
+
 # ---- by age, size and use: what is not pinned
 
 

@@ -8,6 +8,7 @@ import sqlalchemy as sa
 
 from tif1_pipeline.cache import entries
 from tif1_pipeline.cache.ages import OF_THE_CALENDAR, max_age
+from tif1_pipeline.cache.base import OUTDATED
 from tif1_pipeline.cache.schema import ENTRIES
 from tif1_pipeline.cache.tiered import Tiered
 from tif1_pipeline.config import Config
@@ -38,4 +39,6 @@ def expired(tiered: Tiered) -> list[dict[str, Any]]:
 
 
 def _older(now: float, age: timedelta | None) -> sa.ColumnElement[bool]:
-    return sa.false() if age is None else ENTRIES.c.created_at < now - age.total_seconds()
+    if age is None:
+        return ENTRIES.c.created_at <= OUTDATED.timestamp()
+    return ENTRIES.c.created_at < now - age.total_seconds()

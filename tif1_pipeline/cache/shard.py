@@ -216,6 +216,10 @@ class Shard:
                 return touched
         return None
 
+    def outdate(self, key: str) -> int:
+        """Mark an entry and those that hold a part of it alone as out of date; returns the number marked."""
+        return sum(file.store.outdate(key) for file in self.files())
+
     def remove(self, key: str, generation: str | None = None) -> int:
         """Remove an entry and those that hold a part of it alone; returns the number removed.
 

@@ -10,7 +10,7 @@ from datetime import UTC, datetime
 from typing import Any, NamedTuple
 
 from tif1_pipeline import __version__
-from tif1_pipeline.cache.base import Backend, EntryInfo, Source
+from tif1_pipeline.cache.base import OUTDATED, Backend, EntryInfo, Source
 from tif1_pipeline.cache.cipher import Keyring, context_of, no_key
 from tif1_pipeline.cache.codec import FORMAT_VERSION, Blob, Encoded
 from tif1_pipeline.cache.database import Database
@@ -249,6 +249,19 @@ class Store:
             mine = sa.and_(ENTRIES.c.key == key, ENTRIES.c.generation == generation)
             changed = connection.execute(sa.update(ENTRIES).where(mine).values(values)).rowcount
         return self.info(key) if changed else None
+
+    def outdate(self, key: str) -> int:
+        """Mark an entry and those that hold a part of it alone as out of date; returns the number marked."""
+        import sqlalchemy as sa
+
+        from tif1_pipeline.cache.schema import ENTRIES
+
+        if not self._database.exists():
+            return 0
+        mine = sa.or_(ENTRIES.c.key == key, parts_of(key))
+        with self._database.writing() as connection:
+            marked = sa.update(ENTRIES).where(mine).values(created_at=OUTDATED.timestamp())
+            return connection.execute(marked).rowcount
 
     def remove(self, key: str, generation: str | None = None) -> int:
         """Remove an entry and those that hold a part of it alone; returns the number removed.

@@ -4,10 +4,11 @@ import logging
 import math
 import time
 from collections.abc import Callable
-from datetime import UTC, datetime, timedelta
+from datetime import timedelta
 from typing import Any
 
 from tif1_pipeline.cache import frames, jsonvalue, views
+from tif1_pipeline.cache.ages import is_young
 from tif1_pipeline.cache.base import EntryInfo, Fresh, Hit, Source
 from tif1_pipeline.cache.flight import Flights
 from tif1_pipeline.cache.store import new_info
@@ -182,8 +183,3 @@ class ReadThrough:
 
 def _warn_stale(key: EntryKey, max_age: timedelta | None, error: Tif1Error) -> None:
     _log.warning("%s is older than %s and could not be refreshed, serving it as it is: %s", key, max_age, error)
-
-
-def is_young(info: EntryInfo | None, max_age: timedelta | None) -> bool:
-    """Tell whether an entry has not expired; one that is in memory alone has no known age."""
-    return max_age is None or (info is not None and datetime.now(UTC) - info.created_at <= max_age)

@@ -302,6 +302,10 @@ class Tiered:
 
     # ---- everything else
 
+    def outdate(self, key: str) -> int:
+        """Mark an entry and those that hold a part of it alone as out of date; returns the number marked."""
+        return self._shards.of(key).outdate(key)
+
     def remove(self, key: str) -> int:
         """Remove an entry and those that hold a part of it alone, from both tiers; returns the number removed."""
         self.memory.evict(key)

@@ -88,8 +88,8 @@ def _fetch_calendars() -> None:
         problems = [problem for problem in pool.map(fetch, known_seasons()) if problem]
     if problems:
         click.echo(
-            f"{len(problems)} season calendars could not be fetched; their events and sessions show as partitions once "
-            f"the `schedule` asset is materialized and the code location reloaded. The first reason: {problems[0]}",
+            f"{len(problems)} season calendars could not be fetched; the calendar_sensor tries again, and their events "
+            f"and sessions show as partitions then. The first reason: {problems[0]}",
             err=True,
         )
 

@@ -8,9 +8,11 @@ import click
 from tif1_pipeline.cli.inspect import ENTRY_TABLE
 from tif1_pipeline.cli.options import cache_option, dry_run_option, is_stored, json_option, missing, settings
 from tif1_pipeline.cli.output import count, duration, print_json, print_table
+from tif1_pipeline.config import MIB
 
 if TYPE_CHECKING:
     from tif1_pipeline.cache import Cache
+    from tif1_pipeline.cache.stock import Cleaned
 
 
 @click.command()
@@ -54,7 +56,7 @@ def clean(
     target, others only down to cache_max_size_mb. With --smart what is old and seldom read goes in any case, and for
     the target whatever it takes. Pinned entries stay.
 
-    --dry-run lists the entries that are old and seldom read, and says how much would have to go.
+    --dry-run lists what would go, in that order: exactly that, unless something is stored, read or removed meanwhile.
 
     \b
     Examples:
@@ -71,13 +73,15 @@ def clean(
         cache_cleanup_min_age=None if max_age_days is None else _days(max_age_days),
         cache_cleanup_min_access=min_access,
     ):
-        if dry_run:
-            _foresee(cache, smart, as_json)
-        elif smart:
-            # The settings hold what was given, but for a size of zero.
-            report(cache, cache.smart_cleanup(max_size_mb=to_mb), as_json)
+        if smart:
+            # A size that was given counts as it is, also above the threshold.
+            cleaned = cache.smart_cleanup(max_size_mb=to_mb, dry_run=dry_run)
         else:
-            report(cache, cache.run_auto_cleanup(), as_json)
+            cleaned = cache.run_auto_cleanup(dry_run=dry_run)
+        if dry_run:
+            _foretell(cache, cleaned, smart, as_json)
+        else:
+            report(cache, cleaned, as_json)
 
 
 def _days(days: float) -> timedelta:
@@ -87,54 +91,40 @@ def _days(days: float) -> timedelta:
         raise click.BadParameter("that is no number of days that a calendar has", param_hint="--max-age-days") from None
 
 
-def _foresee(cache: "Cache", smart: bool, as_json: bool) -> None:
-    from tif1_pipeline import api
-
-    config = api.get_config()
+def _foretell(cache: "Cache", cleaned: "Cleaned", smart: bool, as_json: bool) -> None:
+    rows = {row["key"]: row for row in cache.get_entries()} if cleaned else {}
+    entries = [rows[item.key] for item in cleaned.removed if item.key in rows]
     stored = cache.get_size_info()["compressed_mb"]
-    starts = 0 if smart else min(config.cache_cleanup_threshold_mb, config.cache_max_size_mb)
-    target = min(config.cache_cleanup_target_mb, config.cache_max_size_mb)
-    age, reads = config.cache_cleanup_min_age, config.cache_cleanup_min_access
-    first = not_pinned(
-        cache,
-        cache.get_entries(min_age_days=age / timedelta(days=1), max_access_count=reads - 1) if reads else [],
-    )
     if as_json:
-        print_json(
-            {
-                "dry_run": True,
-                "stored_mb": stored,
-                "threshold_mb": starts,
-                "target_mb": target,
-                "to_remove_mb": max(0.0, stored - target) if stored > starts else 0.0,
-                "old_and_seldom_read": first,
-            }
-        )
+        print_json({"dry_run": True, "stored_mb": stored, "to_remove_mb": cleaned.bytes / MIB, "entries": entries})
         return
     if not stored:
         click.echo(missing(cache))
         return
     click.echo(f"{stored:,.1f} MiB are stored")
-    if stored <= starts:
-        click.echo(f"nothing would go: a cleanup starts above {starts:,} MiB")
+    if not cleaned:
+        click.echo(f"nothing would go: {_reason(stored, smart)}")
         return
-    if stored > target:
-        click.echo(
-            f"{stored - target:,.1f} MiB would have to go to come down to {target:,} MiB"
-            + ("" if smart else f", by strategy {config.cache_cleanup_strategy}")
-        )
-    size = sum(row["compressed_mb"] for row in first)
+    print_table(entries, ENTRY_TABLE)
     click.echo(
-        f"{count(len(first))}, {size:,.1f} MiB, {'is' if len(first) == 1 else 'are'} older than {duration(age)} and "
-        f"read less than {reads} times"
-        + (
-            ", and would go"
-            if smart
-            else f"; others go only while more than {config.cache_max_size_mb:,} MiB are stored"
-        )
+        f"{count(cleaned)}, {cleaned.bytes / MIB:,.1f} MiB, would be removed, "
+        f"{stored - cleaned.bytes / MIB:,.1f} MiB would be left"
     )
-    if first:
-        print_table(first, ENTRY_TABLE)
+
+
+def _reason(stored: float, smart: bool) -> str:
+    from tif1_pipeline import api
+
+    config = api.get_config()
+    starts = min(config.cache_cleanup_threshold_mb, config.cache_max_size_mb)
+    if not smart and stored <= starts:
+        return f"a cleanup starts above {starts:,} MiB"
+    if smart:
+        return "little enough is stored, and what is old and seldom read is pinned, if there is any"
+    return (
+        f"everything is pinned, younger than {duration(config.cache_cleanup_min_age)}, or was read "
+        f"{config.cache_cleanup_min_access} times or more"
+    )
 
 
 @click.command()
