@@ -984,6 +984,10 @@ def values(w: World) -> None:
     same(cache.info("mine").source.url, "https://x.org")
     same(cache.info("2025_melbourne_race_laps_pandas").key, w.race().key.entry("laps").text)  # any spelling
     ok("info", rows=cache.info("mine").rows)
+    same((cache.outdate("fetched"), cache.outdate("nothing")), (1, 0))
+    through = cache.read_through(EntryKey("fetched", "asset"), lambda _: Fresh({"a": 2}), "json")
+    same((through.value, through.tier), ({"a": 2}, "cdn"))
+    ok("outdate", then=through.tier)
     same(cache.remove("mine") + cache.remove("fetched"), 2)
 
 

@@ -3,6 +3,7 @@
 from datetime import timedelta
 from pathlib import Path
 
+import dagster as dg
 import pytest
 
 from tif1_pipeline.config import Config, load_config, setting_help
@@ -82,6 +83,25 @@ def test_a_bad_value_is_refused_with_the_choices_and_changes_nothing(name, value
     with pytest.raises(ConfigError, match=says):
         setattr(config, name, value)
     assert config.to_dict() == before
+
+
+@pytest.mark.parametrize(
+    "line",
+    ["", "daily", "@daily", "0 2 * *", "0 0 2 * * *", "0 25 * * *", "0 0 L * *", "0 0 LW * *", "0 0 * * 5L"]  # noqa: RUF005
+    + ["0 0 * * 1#2", "0 0 ? * *", "0 0 31 2 *", "0 0 31 2 1", "*/0 * * * *", "\u0663 0 * * *"],
+)
+def test_a_cron_line_that_only_some_schedulers_understand_is_refused(line):
+    with pytest.raises(ConfigError, match=r"nightly_warm_cron.*a cron line of five fields is needed"):
+        Config().nightly_warm_cron = line
+
+
+@pytest.mark.parametrize(
+    "line", ["* * * * *", " 0 2 * * * ", "*/15 2-4,6 1,15 JAN-jun mon-FRI", "0 0 29 2 *", "7/20 * * jul 7"]
+)
+def test_a_cron_line_that_is_allowed_makes_a_schedule(line):
+    config = Config()
+    config.nightly_warm_cron = line
+    dg.ScheduleDefinition(name="some", job_name="some_job", cron_schedule=config.nightly_warm_cron)
 
 
 @pytest.mark.parametrize("scheme", ["https", "http", "ftp"])

@@ -15,11 +15,12 @@ from typing import Any
 
 import attrs
 import click
+import dagster as dg
 import pytest
 import yaml
 
 import tif1_pipeline
-from tif1_pipeline import exceptions
+from tif1_pipeline import analysis, exceptions, monitoring, plots
 from tif1_pipeline.cache import Cache
 from tif1_pipeline.config import Config, load_config
 from tif1_pipeline.datasets import DATASETS
@@ -34,6 +35,12 @@ NOT_RUN = {
     "tif1-pipeline serve-cdn --events 2 --fault error=0.05\n": "runs until it is stopped",
 }
 """Blocks of shell that are not executed, each with the reason."""
+
+SLOW = {"guides/command-line.md", "guides/operations.md"}
+"""Pages with many commands, each a process that imports everything."""
+
+# What Apprise imports when it is first asked whether a URL is one.
+pytestmark = pytest.mark.filterwarnings("ignore:'imghdr' is deprecated:DeprecationWarning")
 
 
 @dataclass(frozen=True)
@@ -101,12 +108,15 @@ def shell(cdn, tmp_path):
 @pytest.mark.parametrize(
     "page",
     [
-        pytest.param(page, marks=pytest.mark.slow) if page == "guides/command-line.md" else page
+        pytest.param(page, marks=[pytest.mark.slow, pytest.mark.timeout(300)]) if page in SLOW else page
         for page in sorted({block.page for block in BLOCKS if block.language in RUN})
     ],
 )
 def test_the_blocks_of_a_page_run_in_order_and_print_what_is_shown(page, tif1, shell, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
+    # As in a process of its own: partitions are made when the definitions load.
+    for name in [name for name in sys.modules if name.startswith(("tif1_pipeline.defs", "tif1_pipeline.definitions"))]:
+        del sys.modules[name]
     names: dict[str, Any] = {"__name__": "__main__"}
     printed = None
     for block in (block for block in BLOCKS if block.page == page and block.language in RUN):
@@ -204,6 +214,74 @@ def test_every_column_is_on_the_page_of_tables(generate):
     for dataset in DATASETS.values():
         section = text.partition(f"## {dataset.name}\n")[2].partition("\n## ")[0]
         assert re.findall(r"^\| `(\w+)`", section, re.MULTILINE) == dataset.schema.names
+
+
+def test_every_column_of_a_derived_table_is_on_its_page(generate):
+    assert "_generated/derived.md" in read("reference/derived-tables.md")
+    sections = dict(re.findall(r"^## (\w+)\n(.*?)(?=^## |\Z)", generate.derived(), re.MULTILINE | re.DOTALL))
+    results = {name.removesuffix("_of") for name in analysis.__all__ if name.endswith("_of")}
+    assert set(sections) == results
+    for name, section in sections.items():
+        columns = re.findall(r"^\| `(\w+)`(?: \\\*)? \| \S+ \| \S* ?\| .{4,} \|$", section, re.MULTILINE)
+        assert columns == [column.name for column in getattr(analysis, name.upper()).columns]
+
+
+@pytest.fixture
+def repository(tif1) -> dg.RepositoryDefinition:
+    from tif1_pipeline.definitions import defs
+
+    return defs.get_repository_def()
+
+
+def test_the_tables_of_operations_have_all_that_runs_and_their_defaults(generate, repository):
+    page, tables = read("guides/operations.md"), generate.operations()
+    assert all(f"_generated/{name}.md" in page for name in tables)
+    rows = {row[0]: row for row in re.findall(r"^\| `(\w+)`(.*)$", tables["operations"], re.MULTILINE)}
+    for schedule in repository.schedule_defs:
+        default = getattr(Config(), f"{schedule.name.removesuffix('_schedule')}_cron")
+        assert f"starts `{schedule.job_name}` | `{default}` in UTC |" in rows[schedule.name][1]
+    for sensor in repository.sensor_defs:
+        assert re.match(r"(<br>starts `\w+`)? \| every \d+[smh] \| on \| .{40,} \| ", rows[sensor.name][1])
+    assert set(rows) == {each.name for each in (*repository.schedule_defs, *repository.sensor_defs)}
+    assert {name for name, row in rows.items() if "| off |" in row[1]} == {
+        schedule.name for schedule in repository.schedule_defs if schedule.default_status.value == "STOPPED"
+    }
+    jobs = [job for job in repository.get_all_jobs() if not job.name.startswith("__")]
+    assert re.findall(r"^\| `(\w+)`", tables["jobs"], re.MULTILINE) == sorted(job.name for job in jobs)
+    for op in {node.definition for job in jobs for node in job.nodes}:
+        assert f"`{op.name}`" in tables["jobs"]
+        for option in op.config_schema.config_type.fields:
+            assert re.search(rf"^\| `{option}` \| (all|.*`{op.name}`.*) \|", tables["options"], re.MULTILINE)
+
+
+def test_the_tables_of_operations_show_defaults_whatever_the_settings_are(generate, monkeypatch):
+    monkeypatch.setenv("TIF1_NIGHTLY_WARM_CRON", "1 2 3 4 5")
+    assert "| `0 2 * * *` in UTC |" in generate.operations()["operations"]
+
+
+def test_every_alert_is_explained(tif1):
+    page = read("guides/operations.md")
+    for condition in monitoring.conditions(tif1.get_cache(), tif1.get_config()):
+        assert re.search(rf"^\| {condition.title} \(`{condition.name}`\) \| .+ \| .+ \| .+ \|$", page, re.MULTILINE)
+
+
+def test_every_check_and_asset_is_on_the_page_of_dagster(repository):
+    page = read("guides/dagster.md")
+    specs = [spec for check in repository.asset_checks_defs_by_key.values() for spec in check.check_specs]
+    shown = dict(re.findall(r"^\| `(\w+)` \| .{10,} \| (yes|no) \|$", page, re.MULTILINE))
+    assert shown == {spec.name: "yes" if spec.blocking else "no" for spec in specs}
+    assets = {key.to_user_string() for key in repository.asset_graph.get_all_asset_keys()}
+    assert set(re.findall(r"^\| `(\w+)` \| (?:season|event|session) \|", page, re.MULTILINE)) == assets
+    assert set(re.findall(r"^`(\w+)`\n: ", page, re.MULTILINE)) == {
+        name.removesuffix("_of") for name in analysis.__all__ if name.endswith("_of")
+    }
+
+
+def test_every_analysis_and_picture_is_in_the_reference():
+    page = read("reference/analysis.md")
+    functions = {f"analysis.{name}" for name in analysis.__all__ if name.endswith("_of")}
+    functions |= {f"plots.{name}" for name in plots.__all__}
+    assert functions <= set(re.findall(r"autofunction:: tif1_pipeline\.([\w.]+)$", page, re.MULTILINE))
 
 
 def test_every_call_of_the_cache_is_in_the_reference_once():

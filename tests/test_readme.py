@@ -54,7 +54,30 @@ def test_the_io_manager_in_another_project(tmp_path, monkeypatch):
     assert (tmp_path / "shop.db").exists()
 
 
-@pytest.mark.parametrize("path", re.findall(r"\]\((?!http)([^)]+)\)", README))
+@pytest.fixture
+def repository(tif1):
+    from tif1_pipeline.definitions import defs
+
+    return defs.get_repository_def()
+
+
+def test_the_tables_name_all_assets_schedules_and_sensors_and_when_they_run(repository):
+    assets = {key.to_user_string() for key in repository.asset_graph.get_all_asset_keys()}
+    assert set(re.findall(r"^\| `(\w+)` \| (?:season|event|session) \|", README, re.MULTILINE)) == assets
+    shown = dict(re.findall(r"^\| `(\w+_(?:sensor|schedule))` \| ([^|]+) \|", README, re.MULTILINE))
+    seconds = {"every minute": 60, "every 30 s": 30}
+    seconds |= {f"every {minutes} min": 60 * minutes for minutes in (2, 5, 10, 15)}
+    expected = {sensor.name: sensor.minimum_interval_seconds for sensor in repository.sensor_defs}
+    assert {name: seconds[when] for name, when in shown.items() if name.endswith("sensor")} == expected
+    times = {"0 2 * * *": "02:00", "30 2 * * *": "02:30", "0 3 * * 0": "Sunday 03:00", "0 4 * * *": "04:00"}
+    assert {name: when for name, when in shown.items() if name.endswith("schedule")} == {
+        schedule.name: ("" if schedule.default_status.value == "RUNNING" else "off; ") + times[schedule.cron_schedule]
+        for schedule in repository.schedule_defs
+    }
+    assert all(sensor.default_status.value == "RUNNING" for sensor in repository.sensor_defs)
+
+
+@pytest.mark.parametrize("path", re.findall(r"\]\((?!http)([^)#]+)[^)]*\)", README))
 def test_links_lead_somewhere(path):
     assert (Path(__file__).parent.parent / path).exists()
 

@@ -296,11 +296,8 @@ class Config:
             object.__setattr__(self, name, getattr(trial, name))
 
     def to_dict(self) -> dict[str, Any]:
-        """Return every setting by name, in the order of the documentation; secrets are masked."""
-        return {
-            name: _MASK if value and _FIELDS[name].metadata["secret"] else value
-            for name, value in self._values().items()
-        }
+        """Return every setting by name, in the order of the documentation; secrets and passwords are masked."""
+        return {name: _shown(name, value) for name, value in self._values().items()}
 
     def _values(self) -> dict[str, Any]:
         return {name: getattr(self, name) for name in _FIELDS}
@@ -324,6 +321,12 @@ _FIELDS: dict[str, Any] = {field.name: field for field in attrs.fields(Config)}
 def setting_help() -> dict[str, str]:
     """Return one line of explanation per setting."""
     return {name: field.metadata["help"] for name, field in _FIELDS.items()}
+
+
+def _shown(name: str, value: Any) -> Any:
+    if value and _FIELDS[name].metadata["secret"]:
+        return _MASK
+    return _without_passwords(value) if isinstance(value, str) else value
 
 
 def _without_passwords(text: str) -> str:

@@ -3,6 +3,7 @@
 import base64
 import logging
 import re
+import warnings
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -131,14 +132,21 @@ def page_size(_: Any, __: Any, value: int) -> None:
 
 
 def cron(_: Any, __: Any, value: str) -> None:
-    """Allow a cron line."""
+    """Allow a cron line that the cache's own cleanup and Dagster's scheduler both understand."""
     from cronsim import CronSim, CronSimError  # not at the top: its imports are no reader's business
 
+    fields = value.split()
     try:
-        CronSim(value, datetime(2025, 1, 1, tzinfo=UTC))
+        # Without L, W and #, of which each knows others.
+        if len(fields) != 5 or not all(re.fullmatch(r"([0-9*,/-]|[A-Za-z]{3})+", field) for field in fields):
+            raise CronSimError("Bad line")  # noqa: TRY301
+        # Also without the day of the week, which would hide a day that its month does not have.
+        for days in (fields[4], "*"):
+            CronSim(" ".join([*fields[:4], days]), datetime(2025, 1, 1, tzinfo=UTC))
     except CronSimError as error:
         raise ValueError(
-            f"{error}; a cron line of five fields is needed: minute, hour, day of month, month, day of week"
+            f"{error}; a cron line of five fields is needed: minute, hour, day of month, month, day of week; "
+            "of numbers or names such as MON, with * , - /"
         ) from None
 
 
@@ -196,14 +204,16 @@ def alert_urls(_: Any, __: Any, urls: tuple[str, ...]) -> None:
     """Allow what the notification library understands."""
     if not urls:
         return
-    from apprise import Apprise  # not at the top: it knows over a hundred services, and few processes alert
-
     logger = logging.getLogger("apprise")
     logger.addFilter(_nothing)  # it would write the URLs down, passwords and all
     try:
-        for number, url in enumerate(urls, 1):
-            if not Apprise().add(url):
-                raise ValueError(f"number {number} is no Apprise URL, such as mailto://, slack:// or json://")
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", DeprecationWarning)  # it imports modules that Python is about to drop
+            from apprise import Apprise  # not at the top: it knows over a hundred services, and few processes alert
+
+            for number, url in enumerate(urls, 1):
+                if not Apprise().add(url):
+                    raise ValueError(f"number {number} is no Apprise URL, such as mailto://, slack:// or json://")
     finally:
         logger.removeFilter(_nothing)
 

@@ -17,19 +17,16 @@ from tif1_pipeline.simulator import Fault
 
 EVENT = "2025 Australian Grand Prix"
 SESSIONS = [f"{EVENT} {name}" for name in ("Practice 1", "Practice 2", "Practice 3", "Qualifying", "Race")]
+BY_SESSION = ["fastest_laps", "stints", "race_pace", "driver_telemetry_summary"]
+DERIVED = [*BY_SESSION, "event_summary", "season_summary"]
 QUIET = {"loggers": {"console": {"config": {"log_level": "CRITICAL"}}}}
 
 
 @pytest.fixture
-def project(tif1):
-    """The definitions as they load after the calendar was stored, and an instance of their own."""
+def project(tif1, loaded, instance):
+    """The definitions, with an empty cache but for the calendar and an instance that knows of nothing."""
     tif1.get_events(2025)
-    for name in [name for name in sys.modules if name.startswith(("tif1_pipeline.defs", "tif1_pipeline.definitions"))]:
-        del sys.modules[name]
-    from tif1_pipeline.definitions import defs
-
-    with dg.DagsterInstance.local_temp() as instance:
-        yield Project(defs, instance)
+    return Project(loaded, instance)
 
 
 class Project:
@@ -67,7 +64,7 @@ class Project:
 def test_definitions_load_and_hold_every_asset(project):
     dg.Definitions.validate_loadable(project.defs)
     graph = project.defs.resolve_asset_graph()
-    assert {key.to_user_string() for key in graph.get_all_asset_keys()} == {*DATASETS, "fastest_laps", "event_summary"}
+    assert {key.to_user_string() for key in graph.get_all_asset_keys()} == {*DATASETS, *DERIVED}
     for key in graph.get_all_asset_keys():
         node = graph.get(key)
         assert node.description, key
@@ -99,9 +96,9 @@ def test_names_that_cannot_be_partition_keys_are_left_out(project, caplog):
     assert "cannot be a partition" in caplog.text
 
 
-def test_without_a_calendar_the_definitions_load_with_seasons_only(tif1):
+def test_without_a_calendar_the_definitions_load_with_seasons_only(tif1, monkeypatch):
     for name in [name for name in sys.modules if name.startswith(("tif1_pipeline.defs", "tif1_pipeline.definitions"))]:
-        del sys.modules[name]
+        monkeypatch.delitem(sys.modules, name)
     from tif1_pipeline.definitions import defs
     from tif1_pipeline.defs.partitions import PARTITIONS
 
@@ -149,7 +146,7 @@ def test_metadata_says_what_was_fetched_and_stored(project):
     assert metadata["etag"]
     assert metadata["source_url"].endswith("session_laptimes.json")
     assert metadata["cache_key"] == "2025_australian_race_laps_pandas"
-    assert "| LapTime" in metadata["preview"]
+    assert metadata["preview"].startswith("| Driver | LapNumber | LapTime |")
     columns = [column.name for column in DATASETS["laps"].columns]
     # The asset has the schema; a materialization repeats it only where the table has columns beyond it.
     declared = project.defs.resolve_asset_graph().get(dg.AssetKey("laps")).metadata["dagster/column_schema"].columns
@@ -159,6 +156,36 @@ def test_metadata_says_what_was_fetched_and_stored(project):
         assert "dagster/column_schema" not in metadata
     else:
         assert [column.name for column in metadata["dagster/column_schema"].columns] == list(laps.columns)
+
+
+def test_source_assets_have_owners_tags_and_columns(project):
+    graph = project.defs.resolve_asset_graph()
+    for name, dataset in DATASETS.items():
+        node = graph.get(dg.AssetKey(name))
+        assert node.owners
+        assert node.tags["tif1/source"] == "cdn"
+        assert node.tags["tif1/level"] == dataset.level
+        assert node.pools == {"cdn"}
+        columns = node.metadata["dagster/column_schema"].columns
+        assert [column.name for column in columns] == dataset.schema.names
+        for column, declared in zip(dataset.columns, columns, strict=True):
+            assert not column.unit or f"({column.unit})" in declared.description
+
+
+def test_laps_and_telemetry_show_pictures_unless_switched_off(project, tif1):
+    names = {"laps": {"lap_times"}, "telemetry": {"track_map", "speed_trace"}}
+    result = project.run(["drivers", *names], SESSIONS[-1])
+    assert result.success, project.failures(result)
+    for asset, pictures in names.items():
+        metadata = project.metadata(asset, SESSIONS[-1])
+        for picture in pictures:
+            assert metadata[picture].startswith("![")
+            assert "data:image/png;base64," in metadata[picture]
+            assert len(metadata[picture]) < 100_000
+    tif1.get_config().plots = False
+    assert project.run(list(names), SESSIONS[-1]).success
+    for asset, pictures in names.items():
+        assert not pictures & project.metadata(asset, SESSIONS[-1]).keys()
 
 
 @pytest.mark.parametrize("fault", ["missing", "error", "garbage"])

@@ -10,6 +10,7 @@ import pytest
 
 from tif1_pipeline import CacheError, ConfigError, InvalidDataError
 
+SR = dg.BackfillPolicy.single_run()
 LETTERS = dg.StaticPartitionsDefinition(["a", "b", "c"])
 
 
@@ -303,3 +304,22 @@ def test_the_output_of_an_op_that_is_gone_names_the_op(io_manager, instance, cac
 
     with pytest.raises(CacheError, match=r"op output first/result is not in the cache.*run the job again"):
         job.execute_in_process(instance=instance)
+
+
+def test_the_error_of_one_partition_stands_in_place_of_its_value(run):
+    @dg.asset(partitions_def=LETTERS, backfill_policy=SR)
+    def letters(context: dg.AssetExecutionContext):
+        return {key: pd.DataFrame({"n" if key != "b" else "other": [1]}) for key in context.partition_keys}
+
+    seen = {}
+    metadata = {"columns": ["n"], "errors_by_partition": True}
+
+    @dg.asset(partitions_def=LETTERS, backfill_policy=SR, ins={"letters": dg.AssetIn(metadata=metadata)})
+    def follower(context: dg.AssetExecutionContext, letters: dict[str, Any]):
+        seen.update(letters)
+        return dict.fromkeys(context.partition_keys, 1)
+
+    assert run(letters, follower, keys=("a", "c")).success
+    assert seen.keys() == {"a", "b", "c"}
+    assert isinstance(seen["b"], InvalidDataError)
+    assert seen["a"]["n"].tolist() == seen["c"]["n"].tolist() == [1]

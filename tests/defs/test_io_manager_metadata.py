@@ -76,6 +76,23 @@ def test_units_and_descriptions_of_arrow_fields(run, instance):
     assert metadata["preview"].value.count("\n") == 1
 
 
+def test_a_schema_that_the_asset_declares_is_not_repeated(run, instance):
+    declared = dg.TableSchema([dg.TableColumn("n", "int64", "how many"), dg.TableColumn("text", "str")])
+    values = {
+        "as declared": {"n": [1], "text": ["x"]},
+        "type": {"n": [1.5], "text": ["x"]},
+        "more": {"n": [1], "m": [2]},
+    }
+    for name, columns in values.items():
+
+        @dg.asset(metadata={"dagster/column_schema": declared})
+        def table() -> pd.DataFrame:
+            return pd.DataFrame(columns)  # noqa: B023 - run at once
+
+        run(table)
+        assert ("dagster/column_schema" in metadata_of(instance, table)) == (name != "as declared"), name
+
+
 def test_previews_are_small_and_cannot_break_out(run, instance):
     evil = "<i>|`[x](js:y)\n" * 3
 

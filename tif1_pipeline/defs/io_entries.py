@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import dagster as dg
@@ -16,6 +16,11 @@ DATASET = "tif1/dataset"
 
 PART_BY = "part_by"
 """Metadata of an asset: the column whose values are stored as parts that can be loaded alone."""
+
+RETRIES = "tif1/retries"
+"""Metadata of an asset: how often a step is tried again when what hindered it may pass, as an outage of the network."""
+
+COLUMN_SCHEMA = "dagster/column_schema"
 
 # No slash in any key: the cache takes what follows one for the name of a part, and replaces parts with their whole.
 # The rest is what stands between names here, what a terminal would stumble over, and the escape character itself.
@@ -37,6 +42,7 @@ class Address:
         session: Session or season of that table.
         part_by: Column whose values are stored as parts.
         schema_version: Of the dataset; 0 for other assets.
+        declared: The columns on the asset's definition.
     """
 
     entry: EntryKey
@@ -46,6 +52,7 @@ class Address:
     session: SessionKey | int = 0
     part_by: str | None = None
     schema_version: int = 0
+    declared: dg.TableSchema | None = None
 
 
 def address_of(context: Context, partition: str | None, *, pinned: bool = False) -> Address:
@@ -66,15 +73,19 @@ def address_of(context: Context, partition: str | None, *, pinned: bool = False)
     label = label_of(context, partition)
     if not context.has_asset_key:
         return Address(EntryKey(f"op:{_joined(context.get_identifier())}", "op_output"), label)
-    metadata = _asset_metadata(context)
+    metadata = asset_metadata(context)
     name = metadata.get(DATASET)
     if name is not None:
-        return _address_of_dataset(name, partition, label)
+        return replace(_address_of_dataset(name, partition, label), declared=metadata.get(COLUMN_SCHEMA))
     text = f"asset:{_joined(context.asset_key.path)}"
     if partition is not None:
         text += f"@{_UNSAFE.sub(_percent, partition)}"
     return Address(
-        EntryKey(text, context.asset_key.path[-1], pinned=pinned), label, partition, part_by=metadata.get(PART_BY)
+        EntryKey(text, context.asset_key.path[-1], pinned=pinned),
+        label,
+        partition,
+        part_by=metadata.get(PART_BY),
+        declared=metadata.get(COLUMN_SCHEMA),
     )
 
 
@@ -117,7 +128,8 @@ def step_of(context: Context) -> Any:
         return None
 
 
-def _asset_metadata(context: Context) -> Mapping[str, Any]:
+def asset_metadata(context: Context) -> Mapping[str, Any]:
+    """Return the metadata of an asset's definition, as plain values."""
     if isinstance(context, dg.OutputContext):
         metadata = context.definition_metadata
     else:

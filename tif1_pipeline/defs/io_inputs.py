@@ -25,7 +25,7 @@ from tif1_pipeline.defs.io_entries import (
     own_partitions,
 )
 from tif1_pipeline.defs.io_types import Form, form_of
-from tif1_pipeline.exceptions import CacheError, ConfigError, DataNotFoundError, InvalidDataError
+from tif1_pipeline.exceptions import CacheError, ConfigError, DataNotFoundError, InvalidDataError, Tif1Error
 from tif1_pipeline.keys import SessionKey
 
 
@@ -38,6 +38,7 @@ class _Wish:
     drivers: Sequence[str] | None = None
     partition_column: str | None = None
     allow_missing_partitions: bool = False
+    errors_by_partition: bool = False
 
     @property
     def names(self) -> Sequence[str] | None:
@@ -120,7 +121,13 @@ class InputLoader:
     def _each(self, partitions: Mapping[str, Any], form: Form, item: Form) -> Any:
         values = {}
         for partition in partitions:
-            hit = self._find(partition, item.backend, tolerant=form.optional or item.optional)
+            try:
+                hit = self._find(partition, item.backend, tolerant=form.optional or item.optional)
+            except Tif1Error as error:
+                if not self._wish.errors_by_partition:
+                    raise
+                values[partition] = error
+                continue
             if hit is not None:
                 values[partition] = hit.value.lazy() if item.lazy else hit.value
             elif item.optional:

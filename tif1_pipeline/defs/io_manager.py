@@ -54,7 +54,11 @@ class CacheIOManager(dg.ConfigurableIOManager):
 
     **Input metadata**: ``columns`` loads these alone; ``parts`` (``drivers`` for the column ``Driver``) loads
     their rows alone, none where there are none; ``partition_column`` adds a column with the partition key to a frame of
-    several partitions; ``allow_missing_partitions`` leaves out what is not stored.
+    several partitions; ``allow_missing_partitions`` leaves out what is not stored; ``errors_by_partition`` gives, in an
+    input annotated ``dict[str, Any]``, the error in place of a value that cannot be had: the others are not lost.
+
+    **Retries**: asset metadata ``tif1/retries`` says how often a step is tried again that may succeed then, as after an
+    outage of the network; bad data is not tried again, nor what was terminated, as it would be under a retry policy.
     """
 
     path: str | None = Field(default=None, description="The cache file; by default the one of the settings.")
@@ -68,6 +72,7 @@ class CacheIOManager(dg.ConfigurableIOManager):
 
         Raises:
             Failure: Something was not stored; what was is marked as materialized.
+            RetryRequested: It may be stored at another try, and the asset's metadata asks for one.
         """
         store_output(get_cache(self._file), context, obj, pinned=self.pinned)
 

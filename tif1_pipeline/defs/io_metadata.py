@@ -4,7 +4,7 @@ import contextlib
 import math
 import re
 import reprlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import dagster as dg
@@ -22,9 +22,21 @@ _PREVIEW_COLUMNS = 8
 _CELL_WIDTH = 24
 _TYPE_WIDTH = 80
 
+CONTENT_VERSION = "content_version"
+"""Metadata of a materialization: the version of what that one partition holds, see :func:`data_version_of`."""
+
 _repr = reprlib.Repr()
 _repr.maxdict = _repr.maxlist = 8
 _repr.maxstring = _repr.maxother = 200
+
+
+def data_version_of(info: EntryInfo) -> str:
+    """Return the data version of an entry: the same whenever the same content was stored, encrypted or not.
+
+    It is taken over the stored bytes before encryption. Another ``cache_compression_level`` or version of pyarrow
+    writes other bytes, so it may differ for equal content, but never is the same for content that differs.
+    """
+    return info.checksum
 
 
 def describe_entry(info: EntryInfo, *, partitioned: bool) -> dict[str, Any]:
@@ -42,6 +54,7 @@ def describe_entry(info: EntryInfo, *, partitioned: bool) -> dict[str, Any]:
         "ratio": round(info.size_bytes / max(1, info.compressed_size), 2),
         "tier": "disk",
         "cache_key": info.key,
+        CONTENT_VERSION: data_version_of(info),
     }
     if info.source.etag:
         metadata["etag"] = info.source.etag
@@ -50,21 +63,31 @@ def describe_entry(info: EntryInfo, *, partitioned: bool) -> dict[str, Any]:
     return metadata
 
 
-def describe_value(value: Any, dataset: Dataset | None = None) -> dict[str, Any]:
+def describe_value(
+    value: Any, declared: dg.TableSchema | None = None, dataset: Dataset | None = None
+) -> dict[str, Any]:
     """Return a first look at a value: of a table the schema and the first rows.
 
-    The schema of a dataset's table stands on its asset already; repeated, it would be the largest part of every event.
-    It is given where the table has columns beyond it.
+    A schema that the asset declares is not repeated: it would be the largest part of every event.
+
+    Args:
+        value: What was stored.
+        declared: The schema on the asset's definition.
+        dataset: The Formula 1 table it is, if it is one: its types have Arrow's names here, pandas' in the definition.
     """
     columns = _columns(value)
     if columns is None:
         return {"preview": dg.MetadataValue.md(f"`{_repr.repr(value).replace('`', ' ')}`")}
     metadata: dict[str, Any] = {"column_count": len(columns)}
-    if dataset is None or [column.name for column in columns] != dataset.schema.names:
+    known = {column.name: column.type for column in declared.columns} if declared else {}
+    if list(known) != [column.name for column in columns] or not (
+        dataset or all(known[column.name] == column.type for column in columns)
+    ):
         metadata["dagster/column_schema"] = dg.TableSchema(columns)
+    keys = sorted(dataset.required, key=lambda name: name != "Driver") if dataset else []
     # A date beyond Python's calendar can be stored but not printed: no reason to fail what is stored.
     with contextlib.suppress(ValueError, OverflowError):
-        metadata["preview"] = dg.MetadataValue.md(_preview(value))
+        metadata["preview"] = dg.MetadataValue.md(_preview(value, keys))
     return metadata
 
 
@@ -107,31 +130,36 @@ def _from_field(field: pa.Field) -> dg.TableColumn:
     )
 
 
-def _preview(table: Any) -> str:
-    """Return the first rows as a Markdown table."""
-    if isinstance(table, pa.Table):
-        head = table.select(range(min(_PREVIEW_COLUMNS, table.num_columns))).slice(0, _PREVIEW_ROWS)
-        cells = [(head.field(number).name, column.to_pylist()) for number, column in enumerate(head.columns)]
-        more = table.num_columns - len(cells)
-    elif isinstance(table, pd.DataFrame):
-        head = table.iloc[:_PREVIEW_ROWS, :_PREVIEW_COLUMNS]
-        cells = [(name, column.tolist()) for name, column in head.items()]
-        more = table.shape[1] - len(cells)
+def _preview(table: Any, keys: Sequence[str] = ()) -> str:
+    """Return the first rows as a Markdown table, columns of keys first."""
+    if isinstance(table, pd.DataFrame):
+        head, names = table.iloc[:_PREVIEW_ROWS], table.columns.tolist()
     else:
-        cells = [(column.name, column.to_list()) for column in table[:_PREVIEW_ROWS, :_PREVIEW_COLUMNS].iter_columns()]
-        more = table.width - len(cells)
-    names = [_cell(name) for name, _ in cells] + ([f"… {more} more"] if more else [])
+        head, names = table.slice(0, _PREVIEW_ROWS), [column.name for column in _columns(table) or ()]
+    # By number: names of a frame's columns need not be unique.
+    first = [names.index(key) for key in keys if key in names]
+    shown = [*first, *(number for number in range(len(names)) if number not in first)][:_PREVIEW_COLUMNS]
+    cells = [(names[number], _values(head, number)) for number in shown]
+    more = len(names) - len(cells)
+    names = [cell(name) for name, _ in cells] + ([f"… {more} more"] if more else [])
     rows = zip(*(column for _, column in cells), strict=True)
-    lines = [names, ["---"] * len(names)] + [[_cell(value) for value in row] + ([""] if more else []) for row in rows]
+    lines = [names, ["---"] * len(names)] + [[cell(value) for value in row] + ([""] if more else []) for row in rows]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
-def _cell(value: Any) -> str:
+def _values(head: Any, number: int) -> list[Any]:
+    if isinstance(head, pd.DataFrame):
+        return head.iloc[:, number].tolist()
+    return head.column(number).to_pylist() if isinstance(head, pa.Table) else head.to_series(number).to_list()
+
+
+def cell(value: Any, width: int = _CELL_WIDTH) -> str:
+    """Return a value as one cell of a Markdown table, cut where it is longer than that many characters."""
     if value is None or value is pd.NaT or value is pd.NA:
         return ""
     if isinstance(value, float):
         return "" if math.isnan(value) else f"{value:.6g}"
     text = " ".join(_repr.repr(value).split()) if isinstance(value, dict | list | set) else " ".join(str(value).split())
-    text = text if len(text) <= _CELL_WIDTH else text[: _CELL_WIDTH - 1] + "…"
+    text = text if len(text) <= width else text[: width - 1] + "…"
     # Text from the network lands in a page of the web UI: neither cells, links nor HTML may break out of it.
     return re.sub(r"([\\|`\[])", r"\\\1", text).replace("<", "&lt;")

@@ -1,5 +1,6 @@
 """Storing what assets and ops return."""
 
+import hashlib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -8,21 +9,27 @@ import dagster as dg
 
 from tif1_pipeline.cache import Cache
 from tif1_pipeline.cache.base import Fresh, Source
+from tif1_pipeline.defs.automation import NETWORK_RETRIES
 from tif1_pipeline.defs.io_entries import (
+    RETRIES,
     Address,
     address_of,
     annotation_of,
+    asset_metadata,
     label_of,
     loops_over_partitions,
     own_partitions,
     step_of,
 )
-from tif1_pipeline.defs.io_metadata import describe_entry, describe_value, plain
+from tif1_pipeline.defs.io_metadata import CONTENT_VERSION, describe_entry, describe_value, plain
 from tif1_pipeline.defs.io_types import SUPPORTED, form_of, is_stream, is_table
 from tif1_pipeline.exceptions import CacheError, CacheLockedError, InvalidDataError, NetworkError, Tif1Error
 
 # The text of a failure is shown in one line of the run's log; its metadata holds all reasons.
 _REASONS_IN_TEXT = 5
+
+DATA_VERSION_TAG = "dagster/data_version"
+"""Tag of a materialization event with its data version."""
 
 Partition = str | None
 """A partition key; None is the only value of what has no partitions."""
@@ -48,6 +55,7 @@ def store_output(cache: Cache, context: dg.OutputContext, obj: Any, *, pinned: b
 
     Raises:
         Failure: Something was not stored; what was is marked as materialized.
+        RetryRequested: It may be stored at another try.
     """
     own = own_partitions(context)
     if own is not None and not own:
@@ -74,7 +82,9 @@ def store_output(cache: Cache, context: dg.OutputContext, obj: Any, *, pinned: b
             failed[partition] = broken or InvalidDataError("the output does not hold this partition")
     good = {wanted[partition]: metadata for partition, metadata in stored.items() if partition not in failed}
     if failed or broken:
-        raise _failure(context, good, failed, len(wanted), broken) from (broken or next(iter(failed.values())))
+        failure = _failure(context, good, failed, len(wanted), broken)
+        failure.__cause__ = broken or next(iter(failed.values()))
+        raise _tried_again(context, failure) or failure
     _report(context, good)
 
 
@@ -147,16 +157,57 @@ def _store(cache: Cache, address: Address, delivered: Any) -> dict[str, Any]:
     if not written.stored or written.info is None:
         raise CacheError(f"the cache did not store it: {written.reason}", key=address.entry.text)
     known = describe_entry(written.info, partitioned=partitioned)
-    return {**known, "seconds": round(written.seconds, 4), **describe_value(value, address.dataset), **extra}
+    shown = {
+        **known,
+        "seconds": round(written.seconds, 4),
+        **describe_value(value, address.declared, address.dataset),
+        **extra,
+    }
+    return shown | {CONTENT_VERSION: known[CONTENT_VERSION]}
 
 
 def _report(context: dg.OutputContext, stored: Mapping[Partition, Mapping[str, Any]]) -> None:
-    """Hand the metadata to the materializations that Dagster is about to record."""
+    """Hand metadata and data version to the materializations that Dagster is about to record."""
+    step = step_of(context)
     if len(stored) == 1:
         context.add_output_metadata(next(iter(stored.values())))
-    elif step := step_of(context):
+    elif step:
         for partition, metadata in stored.items():
             step.add_asset_metadata(metadata, asset_key=context.asset_key, partition_key=partition)
+    # A version that the asset gave itself stays.
+    if step and context.has_asset_key and not step.has_data_version(context.asset_key):
+        step.set_data_version(context.asset_key, dg.DataVersion(_data_version(context, stored)))
+
+
+def _data_version(context: dg.OutputContext, stored: Mapping[Partition, Mapping[str, Any]]) -> str:
+    """Return the data version of a run: it differs from a partition's former one if that partition's content does.
+
+    Dagster has one version for all partitions of a run. One partition has the version of its content; several have a
+    version of all their contents together, so that a correction of one is never hidden. Where nothing has changed since
+    the last materialization, its version stays, whether it was of one partition or of several.
+    """
+    contents = {partition: str(metadata[CONTENT_VERSION]) for partition, metadata in stored.items()}
+    former = {_former_version(context, partition, content) for partition, content in contents.items()}
+    if len(former) == 1 and (version := former.pop()):
+        return version
+    if len(contents) == 1:
+        return next(iter(contents.values()))
+    lines = "".join(f"{partition}\t{contents[partition]}\n" for partition in sorted(contents, key=str))
+    return hashlib.sha256(lines.encode()).hexdigest()
+
+
+def _former_version(context: dg.OutputContext, partition: Partition, content: str) -> str | None:
+    """Return the data version that Dagster has for this content of a partition; None if it has another content."""
+    partitions = None if partition is None else [partition]
+    records = context.step_context.instance.fetch_materializations(
+        dg.AssetRecordsFilter(context.asset_key, asset_partitions=partitions), limit=1
+    ).records
+    event = records[0].asset_materialization if records else None
+    if event is None:
+        return None
+    version = (event.tags or {}).get(DATA_VERSION_TAG)
+    known = event.metadata.get(CONTENT_VERSION)
+    return version if (known.value if known else version) == content else None
 
 
 def _failure(
@@ -171,6 +222,8 @@ def _failure(
         if partition is not None:
             dimensions = partition.dimension_keys if isinstance(partition, dg.MultiPartitionKey) else ()
             tags = {f"dagster/partition/{key.dimension_name}": key.partition_key for key in dimensions}
+            content = str(metadata[CONTENT_VERSION])
+            tags[DATA_VERSION_TAG] = _former_version(context, partition, content) or content
             context.log_event(
                 dg.AssetMaterialization(context.asset_key, partition=partition, metadata=metadata, tags=tags)
             )
@@ -189,6 +242,20 @@ def _failure(
         metadata={"not_stored": dg.MetadataValue.json(reasons), "stored": len(stored)},
         allow_retries=any(_may_pass(error) for error in errors),
     )
+
+
+def _tried_again(context: dg.OutputContext, failure: dg.Failure) -> dg.RetryRequested | None:
+    """Return what has the step tried again, if that may help and the asset asks for it.
+
+    Not left to a retry policy: under one, Dagster tries again what was terminated, too.
+    """
+    step = step_of(context)
+    times = asset_metadata(context).get(RETRIES) if step and failure.allow_retries else None
+    if not times:
+        return None
+    again = dg.RetryRequested(times, NETWORK_RETRIES.calculate_delay(step.previous_attempt_count + 1))
+    again.__cause__ = failure
+    return again
 
 
 def _reason(error: Exception) -> str:

@@ -2,8 +2,8 @@
 
 Static, because only static partitions carry a many-to-one mapping (session to event to season) through Dagster's own
 processes, and keep the calendar's order. No network: where no calendar is stored yet there are seasons, but no events
-and sessions; ``tif1-pipeline dev`` and the ``schedule`` asset fetch calendars, and reloading the code location shows
-them.
+and sessions; ``tif1-pipeline dev`` and ``calendar_sensor`` fetch calendars, and the sensor has the code location
+reloaded.
 """
 
 import logging
@@ -18,7 +18,7 @@ from tif1_pipeline import api
 from tif1_pipeline.calendar import Event, SeasonCalendar
 from tif1_pipeline.defs.seasons import known_seasons
 from tif1_pipeline.exceptions import Tif1Error
-from tif1_pipeline.keys import SESSION_TYPES, SessionKey
+from tif1_pipeline.keys import SESSION_TYPES, SessionKey, schedule_entry
 
 _log = logging.getLogger(__name__)
 
@@ -35,6 +35,7 @@ class Partitions:
     sessions: dg.StaticPartitionsDefinition
     session_to_event: dg.StaticPartitionMapping
     event_to_season: dg.StaticPartitionMapping
+    session_to_season: dg.StaticPartitionMapping
 
     @classmethod
     def from_calendars(cls, calendars: Iterable[SeasonCalendar], seasons: Iterable[int]) -> "Partitions":
@@ -49,6 +50,7 @@ class Partitions:
             sessions=dg.StaticPartitionsDefinition([key.partition for key in sessions]),
             session_to_event=dg.StaticPartitionMapping({key.partition: key.event_partition for key in sessions}),
             event_to_season=dg.StaticPartitionMapping({event.partition: str(event.year) for event in events}),
+            session_to_season=dg.StaticPartitionMapping({key.partition: str(key.year) for key in sessions}),
         )
 
 
@@ -73,11 +75,13 @@ def stored_calendars() -> list[SeasonCalendar]:
 
     A code location that does not load hides everything, also what would repair the cache.
     """
-    reader = api.get_reader()
+    reader, cache = api.get_reader(), api.get_cache()
     # One more: the next season's calendar is published before this one is over.
     years = [*known_seasons(), known_seasons()[-1] + 1]
     try:
-        return [calendar for year in years if (calendar := reader.stored_calendar(year)) is not None]
+        # Each process loads this: to read what was never stored would count as a miss every time.
+        stored = [year for year in years if cache.info(schedule_entry(year)) is not None]
+        return [calendar for year in stored if (calendar := reader.stored_calendar(year)) is not None]
     except Tif1Error as error:
         _log.warning("no event and session partitions, because the stored calendars cannot be read: %s", error)
         return []
