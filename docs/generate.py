@@ -1,6 +1,12 @@
 """The parts of the pages that are made from the code, and so cannot differ from it."""
 
+import json
+import os
 import re
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterable, Mapping
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -8,6 +14,7 @@ from typing import Any
 import attrs
 import click
 
+from tif1_pipeline import analysis
 from tif1_pipeline.cache.frames import from_table
 from tif1_pipeline.cli import cli
 from tif1_pipeline.config import Config, setting_help
@@ -27,6 +34,7 @@ GROUPS = {
     "operations_timezone": "Operations in Dagster",
 }
 """Headings of the table of settings, each before the setting it is named by."""
+_SETTINGS = {field.name for field in attrs.fields(Config)}
 _WIDTH = 88
 _CHOICES = re.compile(
     r": choose (?:a value )?(from [\d,]+ to .*|one of .*|a power of two .*)"
@@ -40,6 +48,8 @@ def write(folder: Path) -> None:
         "settings": settings(),
         "commands": commands(),
         "tables": tables(),
+        "derived": derived(),
+        **operations(),
     }.items():
         path = folder / f"{name}.md"
         if (
@@ -182,3 +192,146 @@ def _table(dataset: Dataset) -> str:
             cells.append(f"`{column.source}`" if column.source else "")
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join([*lines, ""])
+
+
+# ---- derived tables
+
+
+def derived() -> str:
+    """Return a section for each derived table, with its columns, types and units."""
+    names = [name for name in analysis.__all__ if name.endswith("_of")]
+    return "\n".join(_result(name.removesuffix("_of")) for name in sorted(names))
+
+
+def _result(name: str) -> str:
+    result: analysis.Result = getattr(analysis, name.upper())
+    lines = [f"## {name}", ""]
+    lines += [f"Made from {_listed(result.needs)}.", ""]
+    lines += ["| column | pandas type | unit | meaning |", "|---|---|---|---|"]
+    for column in result.columns:
+        shown = f"`{column.name}`" + (r" \*" if column.required else "")
+        cells = [shown, result.dtypes[column.name], column.unit or ""]
+        lines.append(f"| {' | '.join(cells)} | {_cell(column.description)} |")
+    return "\n".join([*lines, ""])
+
+
+# ---- operations
+
+
+def operations() -> dict[str, str]:
+    """Return tables of schedules and sensors, of jobs, and of the options of ops.
+
+    They are asked for in a process of its own, in an empty folder and without settings:
+    what is shown are the defaults, and nothing of this machine.
+    """
+    environment = {
+        name: value
+        for name, value in os.environ.items()
+        if not name.startswith(("TIF1_", "DAGSTER_"))
+    }
+    here = Path(__file__).parent
+    environment["PYTHONPATH"] = os.pathsep.join([str(here), str(here.parent)])
+    program = "import generate; print(generate.loaded_operations())"
+    with tempfile.TemporaryDirectory() as folder:
+        done = subprocess.run(  # noqa: S603 - this interpreter and the line above
+            [sys.executable, "-c", program],
+            cwd=folder,
+            env=environment | {"HOME": folder},
+            stdout=subprocess.PIPE,
+            text=True,
+            check=True,
+        )
+    return json.loads(done.stdout)
+
+
+def loaded_operations() -> str:
+    """Return the same, as JSON, of the definitions as they load in this process."""
+    from tif1_pipeline.definitions import defs
+
+    repository = defs.get_repository_def()
+    jobs = sorted(
+        (
+            job
+            for job in repository.get_all_jobs()
+            if not job.name.startswith("__")  # those that Dagster makes of assets
+        ),
+        key=lambda job: job.name,
+    )
+    events = ["| what | when | at first | does | settings |", "|---|---|---|---|---|"]
+    events += [_schedule_row(each) for each in _by_name(repository.schedule_defs)]
+    events += [_sensor_row(each) for each in _by_name(repository.sensor_defs)]
+    work = ["| job | ops | does |", "|---|---|---|", *map(_job_row, jobs)]
+    ops = {op.name: op for job in jobs for op in _ops_of(job)}
+    choices = ["| option | of the ops | default | meaning |", "|---|---|---|---|"]
+    options: dict[tuple[str, str, str], list[str]] = {}
+    for op in ops.values():
+        for name, field in op.config_schema.config_type.fields.items():
+            default = f"`{field.default_value}`" if field.default_provided else ""
+            meaning = _sentences([field.description or "?"])
+            options.setdefault((name, default, meaning), []).append(op.name)
+    for (name, default, meaning), owners in sorted(options.items()):
+        shown = "all" if len(owners) == len(ops) else _listed(owners)
+        choices.append(f"| `{name}` | {shown} | {default} | {meaning} |")
+    tables = {"operations": events, "jobs": work, "options": choices}
+    return json.dumps({name: "\n".join(lines) + "\n" for name, lines in tables.items()})
+
+
+def _schedule_row(schedule: Any) -> str:
+    what = f"`{schedule.name}`<br>starts `{schedule.job_name}`"
+    when = f"`{schedule.cron_schedule}` in {schedule.execution_timezone}"
+    return _row(what, when, schedule)
+
+
+def _sensor_row(sensor: Any) -> str:
+    targets = [
+        target.job_name
+        for target in getattr(sensor, "targets", ())
+        if not target.job_name.startswith("__")
+    ]
+    what = f"`{sensor.name}`" + "".join(f"<br>starts `{name}`" for name in targets)
+    seconds = sensor.minimum_interval_seconds
+    return _row(what, f"every {_duration(timedelta(seconds=seconds))}", sensor)
+
+
+def _row(what: str, when: str, instigator: Any) -> str:
+    status = "on" if instigator.default_status.value == "RUNNING" else "off"
+    words = dict.fromkeys(re.findall(r"\w+", instigator.description))
+    settings = _listed(word for word in words if word in _SETTINGS)
+    # What the other columns say is left out.
+    does = re.sub(
+        r"^Every [^.;]{1,50}?: |, every \d+ s(?=\.)", "", instigator.description
+    )
+    sentences = [
+        sentence
+        for sentence in re.split(r"(?<=\.) (?=[A-Z])", does)
+        if not re.match(r"At `|(On|Off|Running) by", sentence)
+    ]
+    return f"| {what} | {when} | {status} | {_sentences(sentences)} | {settings} |"
+
+
+def _sentences(sentences: Iterable[str]) -> str:
+    text = " ".join(sentences).removesuffix(".")
+    named = re.sub(
+        r"(?<!`)\b[a-z]\w*_\w+\b(?!`)",
+        lambda found: f"`{found[0]}`" if found[0] in _SETTINGS else found[0],
+        text,
+    )
+    return _cell(named[0].upper() + named[1:])
+
+
+def _job_row(job: Any) -> str:
+    ops = "<br>".join(f"`{op.name}`" for op in _ops_of(job))
+    does = _sentences(job.description.split())
+    return f"| `{job.name}` | {ops} | {does} |"
+
+
+def _ops_of(job: Any) -> list[Any]:
+    return [node.definition for node in job.graph.nodes_in_topological_order]
+
+
+def _by_name(definitions: Iterable[Any]) -> list[Any]:
+    return sorted(definitions, key=lambda each: each.name)
+
+
+def _listed(names: Iterable[str] | Mapping[str, Any]) -> str:
+    return ", ".join(f"`{name}`" for name in names)
