@@ -306,6 +306,7 @@ def test_the_output_of_an_op_that_is_gone_names_the_op(io_manager, instance, cac
         job.execute_in_process(instance=instance)
 
 
+@pytest.mark.filterwarnings("ignore:Parameter `backfill_policy`:dagster.BetaWarning")
 def test_the_error_of_one_partition_stands_in_place_of_its_value(run):
     @dg.asset(partitions_def=LETTERS, backfill_policy=SR)
     def letters(context: dg.AssetExecutionContext):

@@ -112,12 +112,16 @@ def test_what_is_terminated_ends_and_is_not_tried_again(tif1, cdn, tmp_path):
         "TIF1_REQUEST_TIMEOUT": "300",
     }
     cdn.faults.add(Fault("hang", path=f"Race/{WEATHER}"))
+    cdn.requests.clear()
     with subprocess.Popen([sys.executable, "-c", TERMINATED, str(home), RACE], env=environment) as process:
-        while not cdn.requests.count(WEATHER):
-            assert process.poll() is None
-            time.sleep(0.05)
-        process.send_signal(signal.SIGINT)
-        process.wait(60)  # of the five minutes that it would wait for the server
+        try:
+            while not cdn.requests.peak:
+                assert process.poll() is None
+                time.sleep(0.05)
+            process.send_signal(signal.SIGINT)
+            process.wait(60)  # of the five minutes that it would wait for the server
+        finally:
+            process.kill()
     with dg.DagsterInstance.from_config(str(home)) as instance:
         (run,) = instance.get_runs()
         events = [

@@ -79,7 +79,7 @@ def test_laps_on_rain_tyres_are_shown_beside_those_on_slicks(slower):
     # The points are a fraction of the width apart and stand above the others.
     assert np.flatnonzero(rain.any(axis=1)).max() < np.flatnonzero(slicks.any(axis=1)).max()
     assert np.ptp(np.flatnonzero(rain.any(axis=0))) >= 40
-    assert np.ptp(np.flatnonzero(slicks.any(axis=1))) > 40
+    assert np.ptp(np.flatnonzero(slicks.any(axis=1))) > 30
 
 
 def test_rare_and_neutralised_laps_on_rain_tyres_squash_nothing():

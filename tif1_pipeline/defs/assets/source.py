@@ -83,7 +83,7 @@ class FetchedPartitions:
                 yield _first(under_way)
         finally:
             pool.shutdown(wait=False, cancel_futures=True)
-            _abandon([future for _, future in under_way])
+            _abandon([future for _, future in under_way if not future.cancelled()])
 
     def _deliver(self, key: str) -> Delivery:
         if key in self._done:
