@@ -25,6 +25,7 @@ from tif1_pipeline.defs.jobs.common import (
     op_output,
     perform,
     skipped,
+    try_again,
 )
 from tif1_pipeline.defs.jobs.events import log_materialized
 from tif1_pipeline.defs.refreshing import refresh
@@ -219,14 +220,15 @@ def _refresh(
         metadata["dropped_entries"] = markdown_table(("key", "reason"), found.gone.items())
     if found.failed:
         metadata["failures"] = markdown_table(("key", "reason"), found.failed.items())
-        passing = any(isinstance(error, NetworkError | CacheLockedError) for error in found.failed.values())
-        raise dg.Failure(
+        problem = (
             f"{len(found.failed)} of {len(tables)} expired tables could not be refreshed and are kept: "
             f"{', '.join(sorted(found.failed)[:10])}{' …' if len(found.failed) > 10 else ''}; the first because "
-            f"{next(iter(found.failed.values())).message}",
-            metadata={**done, **metadata},
-            allow_retries=passing and not api.get_config().offline,
+            f"{next(iter(found.failed.values())).message}"
         )
+        if any(isinstance(error, NetworkError | CacheLockedError) for error in found.failed.values()):
+            seconds = NETWORK_RETRIES.calculate_delay(context.retry_number + 1)
+            try_again(context, problem, times=NETWORK_RETRIES.max_retries, seconds=seconds)
+        raise dg.Failure(problem, metadata={**done, **metadata}, allow_retries=False)
     return Report(done, metadata)
 
 
@@ -247,7 +249,6 @@ def _counts(**known: int) -> dict[str, int]:
     "the calendar does not know any more is kept. What cannot be reached is kept, tried again, and named.",
     out=op_output(),
     pool="cdn",
-    retry_policy=NETWORK_RETRIES,
 )
 def refresh_expired(context: dg.OpExecutionContext, config: ExpiryConfig, timing_data: TimingDataResource):  # noqa: D103
     def work() -> Report:
