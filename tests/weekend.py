@@ -348,7 +348,8 @@ class Weekend:
                 lambda job=job: any(run["status"] == "SUCCESS" for run in self.runs(job)),
                 420,
             )
-        self.wait("the rotten entries are back and sound", lambda: all(self.is_sound(key) for key in keys), 150)
+        # The repair sensor looks every ten minutes for derived tables that are gone.
+        self.wait("the rotten entries are back and sound", lambda: all(self.is_sound(key) for key in keys), 720)
         self.expect(
             "an alert told of the corruption",
             any(any(key in json.dumps(alert, ensure_ascii=False) for key in keys) for alert in self.alerts),
