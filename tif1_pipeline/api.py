@@ -56,7 +56,7 @@ def get_client() -> "CdnClient":
     global _client
     with _lock:
         if _client is None:
-            # Not at the top: httpx and aiohttp take long to import, and a warm read never needs them.
+            # Not at the top: httpx takes long to import, and a warm read never needs them.
             from tif1_pipeline.cdn.client import CdnClient
 
             _client = CdnClient(get_config())

@@ -1,19 +1,19 @@
 """TLS, proxies and how errors of the connection are told."""
 
+import base64
+import contextlib
 import shutil
+import socket
 import ssl
 import subprocess
+import threading
 
-import aiohttp
-import httpx
-import multidict
 import pytest
-import yarl
 from misbehaving_server import BODY, FILE, MisbehavingServer, status
 
+from tif1_pipeline.cdn import transport
 from tif1_pipeline.cdn.client import CdnClient
-from tif1_pipeline.cdn.transport import _httpx_error
-from tif1_pipeline.exceptions import NetworkError
+from tif1_pipeline.exceptions import NetworkError, Tif1Error
 
 
 @pytest.fixture(scope="module")
@@ -110,12 +110,112 @@ def test_what_the_connection_did_is_told(client, config, server, reply, told):
         client.fetch(FILE, bytes)
 
 
-def test_messages_hold_no_password_and_no_object_address():
-    request = httpx.Request("GET", "https://cdn.example/x.json")
-    headers = multidict.CIMultiDictProxy(multidict.CIMultiDict())
-    info = aiohttp.RequestInfo(yarl.URL("http://me:secret@proxy:1"), "GET", headers)
-    refused = aiohttp.ClientHttpProxyError(info, (), status=407, message="Proxy Authentication Required")
-    assert "secret" in str(refused)
-    assert "secret" not in str(_httpx_error(refused, request))
-    error = OSError("Cannot connect to host cdn.example:443 ssl:<ssl.SSLContext object at 0x7f5e> [Name not known]")
-    assert str(_httpx_error(error, request)) == "Cannot connect to host cdn.example:443 [Name not known]"
+def proxy_of(server, monkeypatch, origin, connect):
+    """Make the server the proxy of the environment, which hands CONNECT to a function."""
+    exchange_class = server.http.RequestHandlerClass
+    monkeypatch.setattr(exchange_class, "do_CONNECT", connect, raising=False)
+    monkeypatch.setenv("HTTPS_PROXY", origin)
+    for name in ("NO_PROXY", "no_proxy"):
+        monkeypatch.delenv(name, raising=False)
+
+
+def test_a_refusal_of_the_proxy_is_told_without_the_password(config, server, monkeypatch):
+    asked = []
+
+    def refuse(exchange):
+        asked.append(exchange.headers["Proxy-Authorization"])
+        exchange.send(b"", 407)
+
+    origin = server.origin.replace("//", "//me:s%C3%A9cret@")
+    proxy_of(server, monkeypatch, origin, refuse)
+    config.update({"cdn_urls": ["https://cdn.invalid/{year}"], "max_retries": 0})
+    client = CdnClient(config)
+    with pytest.raises(NetworkError, match=r"ProxyError: the proxy .* answers HTTP 407") as raised:
+        client.fetch(FILE, bytes)
+    client.close()
+    assert base64.b64decode(asked[0].removeprefix("Basic ")).decode() == "me:sécret"
+    assert "cret" not in str(raised.value)
+
+
+def test_files_come_through_a_proxy(config, server, tls_server, certificate, monkeypatch):
+    """TLS is from end to end: the proxy hands bytes on."""
+    port = tls_server.http.server_address[1]
+
+    def hand_on(source, target):
+        with contextlib.suppress(OSError):
+            while data := source.recv(65536):
+                target.sendall(data)
+        with contextlib.suppress(OSError):
+            target.shutdown(socket.SHUT_WR)
+
+    def connect(exchange):
+        assert exchange.path == "localhost:4433"
+        with socket.create_connection(("127.0.0.1", port)) as target:
+            exchange.connection.sendall(b"HTTP/1.1 200 Connection established\r\n\r\n")
+            back = threading.Thread(target=hand_on, args=(target, exchange.connection), daemon=True)
+            back.start()
+            hand_on(exchange.connection, target)
+            back.join(5)
+        exchange.close_connection = True
+
+    proxy_of(server, monkeypatch, server.origin, connect)
+    monkeypatch.setenv("SSL_CERT_FILE", str(certificate))
+    monkeypatch.setattr(transport, "is_loopback", lambda host: False)
+    config.update({"cdn_urls": ["https://localhost:4433/a/{year}"], "max_retries": 0})
+    client = CdnClient(config)
+    for _ in range(2):
+        assert client.fetch(FILE, bytes).value == BODY
+    client.close()
+    assert len(tls_server.requests) == 2
+
+
+def test_a_proxy_that_is_not_there_is_told(config, monkeypatch):
+    monkeypatch.setenv("HTTPS_PROXY", "http://me:secret@127.0.0.1:1")
+    config.update({"cdn_urls": ["https://cdn.invalid/{year}"], "max_retries": 0})
+    client = CdnClient(config)
+    with pytest.raises(NetworkError, match=r"ProxyError: cannot connect to the proxy 127\.0\.0\.1:1") as raised:
+        client.fetch(FILE, bytes)
+    client.close()
+    assert "secret" not in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    ("answer", "body"),
+    [
+        (b"HTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n{}", b"{}"),
+        (b"HTTP/1.1 200 OK\r\n\r\n{}", b"{}"),  # its end is the end of the connection
+        (b"HTTP/1.0 200 OK\r\nContent-Length: 2\r\n\r\n{}", b"{}"),
+        (b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n1\r\n{\r\n1\r\n}\r\n0\r\nX: y\r\n\r\n", b"{}"),
+    ],
+)
+def test_the_ways_to_send_a_body(client, config, server, answer, body):
+    config.update({"cdn_urls": [server.mirror("a")], "max_retries": 0})
+    server.replies["a"] = lambda x: (x.raw(answer), x.hang_up())
+    assert client.fetch(FILE, bytes).value == body
+
+
+@pytest.mark.parametrize(
+    ("answer", "told"),
+    [
+        (b"HTTP/1.1 200 OK\r\nX: " + b"x" * (1 << 20), "headers of more than"),
+        (b"HTTP/1.1 200 OK\r\n" + b"X: y\r\n" * (1 << 16), "headers of more than"),
+        (b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\nContent-Length: 3\r\n\r\n{}", "not HTTP"),
+        (b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\nTransfer-Encoding: chunked\r\n\r\n{}", "not HTTP"),
+        (b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\nzz\r\n", "not HTTP"),
+    ],
+)
+def test_hostile_answers_are_refused(client, config, server, answer, told):
+    config.update({"cdn_urls": [server.mirror("a")], "max_retries": 0})
+    server.replies["a"] = lambda x: (x.raw(answer), x.hang_up())
+    with pytest.raises(Tif1Error, match=told):
+        client.fetch(FILE, bytes)
+
+
+def test_a_second_answer_is_not_taken_for_the_next_request(client, config, server):
+    """A body that is followed by another answer could be taken for what the next request asks for."""
+    config.update({"cdn_urls": [server.mirror("a")], "max_retries": 0, "max_concurrent_requests": 1})
+    good = b"HTTP/1.1 200 OK\r\nContent-Length: 13\r\n\r\n" + b'{"drivers":[]}'[:13]
+    server.replies["a"] = lambda x: x.raw(good + b'HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\n{"b":666}')
+    assert client.fetch(FILE, bytes).value == b'{"drivers":[]'
+    server.replies["a"] = None
+    assert client.fetch(FILE, bytes).value == BODY

@@ -113,7 +113,10 @@ class Written:
 
 @dataclass(frozen=True, slots=True)
 class Fresh:
-    """What a fetch brought: a new value, or the word that the stored one is current (``not_modified``)."""
+    """What a fetch brought: a new value, or the word that the stored one is current (``not_modified``).
+
+    The memory of the value is the cache's from then on: whoever made it must not change it any more.
+    """
 
     value: Any
     source: Source = Source()

@@ -228,12 +228,19 @@ class Tiered:
         return self.store(key, value, source, part_by, schema_version)[0]
 
     def store(
-        self, key: EntryKey, value: Any, source: Source, part_by: str | None, schema_version: int
+        self,
+        key: EntryKey,
+        value: Any,
+        source: Source,
+        part_by: str | None,
+        schema_version: int,
+        *,
+        is_ours: bool = False,
     ) -> tuple[Written, EntryInfo, Content]:
         """Store a value as :meth:`write`; returns its metadata and content too, also where the disk refused it."""
         started = time.perf_counter()
         backend = frames.backend_of(value)
-        content, encoded = self.encode(value, backend, part_by)
+        content, encoded = self.encode(value, backend, part_by, is_ours=is_ours)
         info = new_info(key, encoded, backend, source, schema_version)
         epoch, on_disk, reason = 0, None, None
         try:
@@ -268,14 +275,17 @@ class Tiered:
 
             cleanup.after_write(self, info.compressed_size)
 
-    def encode(self, value: Any, backend: Backend, part_by: str | None) -> tuple[Content, codec.Encoded]:
-        """Return a value in memory of its own, and as stored bytes."""
+    def encode(
+        self, value: Any, backend: Backend, part_by: str | None, *, is_ours: bool
+    ) -> tuple[Content, codec.Encoded]:
+        """Return a value in memory of its own, which that of a value that is ours is already, and as stored bytes."""
         level = self.config.cache_compression_level
         if backend == "json":
             text = jsonvalue.dump(value)
             encoded = codec.encode_json(text, level)
             return Content(None, text, encoded.lies), encoded
-        table = codec.own(frames.to_table(value, backend))
+        table = frames.to_table(value, backend)
+        table = table.unify_dictionaries() if is_ours else codec.own(table)
         encoded = codec.encode_table(table, level, part_by)
         return Content(table, b"", encoded.lies), encoded
 

@@ -3,11 +3,11 @@
 import httpx
 from isal import igzip_lib
 
+from tif1_pipeline.cdn.connection import MAX_WIRE_BYTES, TooLargeError
 from tif1_pipeline.cdn.faults import MirrorError
 
 # The largest file published so far has 9 MB, 3 MB of them on the wire. The bounds are far above that, and far below
 # what would fill the memory of a small machine.
-MAX_WIRE_BYTES = 64 << 20
 MAX_BODY_BYTES = 256 << 20
 
 _INFLATE_FLAGS = {
@@ -28,13 +28,10 @@ async def read_wire(response: httpx.Response) -> bytes:
     announced = response.headers.get("content-length", "")
     if announced.isdecimal() and int(announced) > MAX_WIRE_BYTES:
         raise MirrorError("invalid", f"a body of {int(announced):,} bytes, more than the {MAX_WIRE_BYTES:,} allowed")
-    chunks, size = [], 0
-    async for chunk in response.stream:  # type: ignore[union-attr] - our transport's streams are asynchronous
-        size += len(chunk)
-        if size > MAX_WIRE_BYTES:
-            raise MirrorError("invalid", f"a body of more than the {MAX_WIRE_BYTES:,} bytes allowed")
-        chunks.append(chunk)
-    return b"".join(chunks)
+    try:
+        return b"".join([piece async for piece in response.stream])  # type: ignore[union-attr] - our transport's are
+    except TooLargeError as error:
+        raise MirrorError("invalid", str(error)) from None
 
 
 def json_body(response: httpx.Response, wire: bytes) -> bytes:

@@ -156,7 +156,7 @@ class CdnClient:
         started = time.perf_counter()
         with self._lock:  # close() takes it too: nothing is submitted to a loop that is being stopped
             if self._runner is None:
-                # Imported by the first request: httpx and aiohttp take a quarter of a second, which a process that
+                # Imported by the first request: httpx takes long to import, which a process that
                 # finds everything in the cache need not spend.
                 from tif1_pipeline.cdn.runner import Runner
 

@@ -25,7 +25,7 @@ from tif1_pipeline.cdn.faults import MirrorError, error_of
 from tif1_pipeline.cdn.mirrors import Mirror
 from tif1_pipeline.cdn.probe import compared, conditions
 from tif1_pipeline.cdn.slots import RequestSlots
-from tif1_pipeline.cdn.transport import AiohttpTransport
+from tif1_pipeline.cdn.transport import Transport
 from tif1_pipeline.cdn.visit import Limits, Tools, Visit
 from tif1_pipeline.config import Config
 from tif1_pipeline.exceptions import NetworkError, Tif1Error
@@ -46,7 +46,7 @@ class Engine:
         self._timing = timing
         self._mirrors: dict[str, Mirror] = {}
         self._tools = Tools(
-            transport=AiohttpTransport(),
+            transport=Transport(),
             slots=RequestSlots(lambda: config.max_concurrent_requests),
             timing=timing,
             headers=httpx.Headers(
