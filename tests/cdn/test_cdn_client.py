@@ -296,7 +296,9 @@ def test_processes_end_quickly_and_silently_without_close(server, use):
 
 
 def test_importing_the_client_imports_no_http_library():
-    code = "import sys, tif1_pipeline.cdn.client; print({'httpx', 'httptools', 'asyncio', 'stamina'} & set(sys.modules))"
+    code = (
+        "import sys, tif1_pipeline.cdn.client; print({'httpx', 'httptools', 'asyncio', 'stamina'} & set(sys.modules))"
+    )
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert result.stdout == "set()\n"
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from tif1_pipeline.cache import physical
+from tif1_pipeline.cache import parquet, physical
 from tif1_pipeline.cache.exact import same
 from tif1_pipeline.exceptions import CorruptEntryError, InvalidDataError
 
@@ -25,6 +25,9 @@ ROW = "\0row"
 """Physical column with the row numbers, in parts whose rows do not follow each other in the table."""
 
 _LARGE = 1 << 18
+
+_WORTHWHILE = 0.75
+"""What a column must shrink to for zstd to stay."""
 
 Rows = tuple[int, int] | pa.Array
 """Rows of a table: the first one and their number, or the number of each."""
@@ -141,7 +144,10 @@ def encode_table(table: pa.Table, level: int, part_by: str | None = None) -> Enc
     plain = physical.to_physical(table)
     if any(isinstance(rows, pa.Array) for rows in lies.values()):
         plain = plain.append_column(ROW, pa.array(range(table.num_rows), pa.int64()))
-    written = _on_threads(lambda rows: _write(take(plain, rows), level), list(lies.values()))
+    places = list(lies.values())
+    first, codecs = _write(take(plain, places[0]), level)
+    # What pays in the first part pays in the others, which are of the same kind.
+    written = [first, *_on_threads(lambda rows: _write(take(plain, rows), level, codecs)[0], places[1:])]
     header = physical.write_header(table)
     encoded = Encoded(
         Blob("header", header, crc(header)),
@@ -237,55 +243,79 @@ def _check_columns(table: pa.Table) -> None:
         seen.add(name)
 
 
-def _write(plain: pa.Table, level: int) -> tuple[bytes, str, bytes]:
-    """Return the bytes with their checksum and digest."""
+def _write(
+    plain: pa.Table, level: int, codecs: dict[str, str] | None = None
+) -> tuple[tuple[bytes, str, bytes], dict[str, str]]:
+    """Encode a part.
+
+    Args:
+        plain: The physical table.
+        level: Of zstd.
+        codecs: How to compress each physical column; all with zstd by default.
+
+    Returns:
+        The bytes with their checksum and digest; and how to compress the columns of further parts.
+    """
     import pyarrow.parquet as pq
 
     encodings = {field.name: _encoding(field.type) for field in plain.schema}
-    sink = pa.BufferOutputStream()
+    sink, footers = pa.BufferOutputStream(), []
     try:
         pq.write_table(
             plain,
             sink,
-            compression="zstd",
-            compression_level=level,
+            compression=codecs or "zstd",
+            compression_level={path: level for path, codec in codecs.items() if codec == "zstd"} if codecs else level,
             use_dictionary=[name for name, encoding in encodings.items() if encoding is None],  # pyright: ignore[reportArgumentType]
             column_encoding={name: encoding for name, encoding in encodings.items() if encoding} or None,
             write_statistics=False,  # nothing filters by them: parts and columns are chosen by name
             store_schema=False,
+            metadata_collector=footers,
         )
     except (pa.ArrowException, OSError) as error:
         raise InvalidDataError(
             f"the table cannot be stored as Parquet: {error}. Convert the column to a plain type first"
         ) from error
     data = sink.getvalue().to_pybytes()
-    return data, crc(data), digest(data)
+    return (data, crc(data), digest(data)), _codecs_after(footers[0])
+
+
+def _codecs_after(footer: Any) -> dict[str, str]:
+    """Return how to compress columns, by how far they were compressed.
+
+    Accelerations and times of a race's telemetry shrink by a fifth, and take longer to inflate than to decode.
+    """
+    codecs = {}
+    for number in range(footer.num_columns if footer.num_row_groups else 0):
+        column = footer.row_group(0).column(number)
+        pays = column.total_compressed_size < _WORTHWHILE * column.total_uncompressed_size
+        codecs[column.path_in_schema] = "zstd" if pays else "none"
+    return codecs
 
 
 def _encoding(type_: pa.DataType) -> str | None:
     """Return the encoding of a physical type; None for a dictionary.
 
     Measured on a race's telemetry, zstd-3: float32 2.0 MB a channel by BYTE_STREAM_SPLIT against 2.7 plain and 4.1 by
-    dictionary; times 2.6 MB and 4.6 ms to read against 2.4 MB and 7.5 ms by DELTA_BINARY_PACKED. Small integers and the
-    indices of categories are smallest and fastest by dictionary.
+    dictionary; times 3.0 MB and 2.5 ms to read by DELTA_BINARY_PACKED alone against 2.6 MB and 8.1 ms by
+    BYTE_STREAM_SPLIT and zstd. Small integers and the indices of categories are smallest and fastest by dictionary.
     """
-    if pa.types.is_float32(type_) or pa.types.is_float64(type_) or pa.types.is_int64(type_):
+    if pa.types.is_float32(type_) or pa.types.is_float64(type_):
         return "BYTE_STREAM_SPLIT"
+    if pa.types.is_int64(type_):
+        return "DELTA_BINARY_PACKED"
     return None
 
 
 def _read(blob: Blob, columns: list[str] | None, check: bool) -> pa.Table:
-    import pyarrow.parquet as pq
-
     if check:
         verify(blob)
-    with pq.ParquetFile(pa.BufferReader(blob.data)) as file:
-        return file.read(columns=None if columns is None else [*columns, ROW], use_threads=False)
+    return parquet.read(blob.data, None if columns is None else [*columns, ROW])
 
 
 def _on_threads(work: Callable[[Any], Any], items: Sequence[Any]) -> list[Any]:
-    if len(items) == 1:
-        return [work(items[0])]
+    if len(items) < 2:
+        return [work(item) for item in items]
     with ThreadPoolExecutor(min(len(items), os.cpu_count() or 1)) as pool:
         return list(pool.map(work, items))
 
