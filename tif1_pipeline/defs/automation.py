@@ -31,22 +31,17 @@ def _follow_upstream() -> dg.AutomationCondition:
     trigger = (changed | newly_possible).with_label("upstream_changed_or_newly_possible")
     # A change that came after the last request, but was seen together with it, is not handled by it.
     handled = ((condition.newly_requested() | condition.newly_updated()) & ~trigger).with_label("handled")
-    checks_failed = condition.any_deps_match(
-        condition.any_checks_match(condition.check_failed(), blocking_only=True)
-    ).with_label("any_upstream_blocking_check_failed")
     return (
-        trigger.since(handled)
-        & upstreams_are_there
-        & ~checks_failed
-        & ~condition.any_deps_in_progress()
-        & ~condition.in_progress()
+        trigger.since(handled) & upstreams_are_there & ~condition.any_deps_in_progress() & ~condition.in_progress()
     ).with_label("follow_upstream")
 
 
 FOLLOW_UPSTREAM = _follow_upstream()
 """Condition of a derived asset: requested when the data version of an upstream has changed, not when that was merely
-materialized again, and when it is missing while its upstreams are there. It waits while they are in progress, and while
-one of their blocking checks stands failed."""
+materialized again, and when it is missing while its upstreams are there. It waits while they are in progress.
+
+Not while a check of theirs stands failed: Dagster has one status for all partitions of a check, so a session that fails
+would hold up all others until any of them passes, and then be followed itself. Who derives looks at the rows."""
 
 automation_sensor = dg.AutomationConditionSensorDefinition(
     "automation_sensor",

@@ -1,7 +1,10 @@
 """Checks of the source assets: what a run has stored is whole, unique and plausible, else they say which rows are not.
 
 They read the partitions of their run straight from the cache, of each table the columns they need. What fails with
-ERROR is blocking: nothing is derived from it in that run, nor by automation until a later check passes.
+ERROR is blocking: what is derived from it in that run is skipped. That alone would not keep bad rows out: Dagster has
+one status for all partitions of a check, which the next partition that passes turns green, and much is stored outside
+of runs with checks. So whatever is derived from a table applies the same rules to the rows it has loaded, by
+:func:`require_sound`.
 
 Dagster writes four rows of its event log for each check of a run, which cost more than the check itself: the small
 tables have two checks, of which each says several things.
@@ -19,7 +22,8 @@ from tif1_pipeline.cache import Cache
 from tif1_pipeline.datasets import DATASETS, Dataset
 from tif1_pipeline.defs.io_metadata import cell
 from tif1_pipeline.defs.resources import TimingDataResource
-from tif1_pipeline.keys import EntryKey, SessionKey, schedule_entry
+from tif1_pipeline.exceptions import InvalidDataError
+from tif1_pipeline.keys import SessionKey, schedule_entry
 
 _LARGE = {"laps", "telemetry"}
 """Tables whose checks stand alone."""
@@ -27,6 +31,8 @@ _LARGE = {"laps", "telemetry"}
 _ROWS_SHOWN = 20
 _WIDTH = 80
 """Rows shown and characters a cell. The event log keeps them for ever: enough to find the fault."""
+_ROWS_NAMED = 3
+"""Rows that the text of an error names."""
 
 _UNIQUE = {
     "session_info": ["Year", "EventName", "SessionType"],
@@ -71,14 +77,21 @@ _DATES = {"messages": "Time", "session_info": "StartDate", "schedule": "EventDat
 
 @dataclass(frozen=True, slots=True)
 class _Stored:
-    """What is stored of one partition: the columns that are checked; None where nothing is."""
+    """What is stored of one partition.
 
-    cache: Cache
+    Attributes:
+        dataset: What it is.
+        year: Its season.
+        session_type: Of its session, if it is of one.
+        table: The columns that are checked; None where nothing is stored.
+        is_intact: Tells whether its bytes pass their checksums. It reads all of them.
+    """
+
     dataset: Dataset
-    entry: EntryKey
     year: int
     session_type: str | None
     table: pd.DataFrame | None
+    is_intact: Callable[[], bool]
 
 
 _Find = Callable[[_Stored, pd.DataFrame], "pd.DataFrame | str | None"]
@@ -110,7 +123,7 @@ def _no_rows(stored: _Stored, table: pd.DataFrame) -> str | None:
 
 
 def _unsound(stored: _Stored, table: pd.DataFrame) -> str | None:
-    return None if stored.cache.verify_entry(stored.entry) else "the stored entry does not pass its checksum"
+    return None if stored.is_intact() else "the stored entry does not pass its checksum"
 
 
 def _duplicates(stored: _Stored, table: pd.DataFrame) -> pd.DataFrame:
@@ -224,6 +237,16 @@ class _Findings:
             description=text,
         )
 
+    def named(self) -> str:
+        """The first faults, in one line."""
+        rows = [
+            ", ".join(f"{name} {_cell(value)}" for name, value in row.items() if name not in ("partition", "fault"))
+            + f": {row['fault']}"
+            for row in self.shown[:_ROWS_NAMED]
+        ]
+        more = f"; … and {self.faults - len(rows)} more" if self.faults > len(rows) else ""
+        return "; ".join(row.removeprefix(": ") for row in rows) + more
+
     def _table(self) -> str:
         names = [*dict.fromkeys(name for row in self.shown for name in row if name != "fault"), "fault"]
         lines = [names, ["---"] * len(names)] + [[_cell(row.get(name)) for name in names] for row in self.shown]
@@ -286,13 +309,64 @@ def _partitions(context: dg.AssetCheckExecutionContext, dataset: Dataset) -> Seq
 
 
 def _stored(cache: Cache, dataset: Dataset, partition: str, columns: Sequence[str]) -> _Stored:
-    if dataset.level == "season":
-        year, session_type, entry = int(partition), None, schedule_entry(int(partition))
-    else:
-        session = SessionKey.parse(partition)
-        year, session_type, entry = session.year, session.session_type, session.entry(dataset.name)
+    session = SessionKey.parse(partition) if dataset.level == "session" else None
+    entry = session.entry(dataset.name) if session else schedule_entry(int(partition))
     hit = cache.read(entry, "pandas", columns=columns, schema_version=dataset.schema_version)
-    return _Stored(cache, dataset, entry, year, session_type, hit and hit.value)
+    return _of_partition(dataset, partition, hit and hit.value, lambda: cache.verify_entry(entry))
+
+
+def _of_partition(
+    dataset: Dataset, partition: str, table: pd.DataFrame | None, is_intact: Callable[[], bool]
+) -> _Stored:
+    if dataset.level == "season":
+        return _Stored(dataset, int(partition), None, table, is_intact)
+    session = SessionKey.parse(partition)
+    return _Stored(dataset, session.year, session.session_type, table, is_intact)
+
+
+# ---- where tables are used
+
+
+def required_columns(dataset: str) -> tuple[str, ...]:
+    """Return the columns of a dataset that :func:`require_sound` looks at."""
+    unique = () if dataset in _MAY_COINCIDE else _UNIQUE[dataset]
+    return tuple(dict.fromkeys((*DATASETS[dataset].required, *unique)))
+
+
+def require_sound(table: pd.DataFrame, dataset: str, partition: str) -> pd.DataFrame:
+    """Return a table as it is, if its rows pass the blocking checks of its asset.
+
+    The stored bytes are not verified again: that takes as long as all rules on rows together, and what is damaged does
+    not decode, or is found by the nightly verification.
+
+    Args:
+        table: As loaded, with :func:`required_columns`, and any others.
+        dataset: Name of the source asset.
+        partition: Its partition key.
+
+    Raises:
+        InvalidDataError: Rows are at fault, of which it names the first, or a column is not there.
+    """
+    if missing := [name for name in required_columns(dataset) if name not in table]:
+        raise InvalidDataError(
+            f"{dataset} of {partition} cannot be checked without {', '.join(missing)}: add them to the columns that "
+            "are loaded (input metadata 'columns')",
+            partition=partition,
+        )
+    loaded = _of_partition(DATASETS[dataset], partition, table, lambda: True)
+    for rule in _rules_of(loaded.dataset):
+        findings = _Findings()
+        for find in rule.finds if rule.blocking else ():
+            findings.add(partition, find(loaded, table), _UNIQUE[dataset])
+        if findings.faults:
+            raise InvalidDataError(
+                f"nothing is derived from {dataset} of {partition}, because the check "
+                f"{rule.name} fails: {findings.named()}. Materialize {dataset} again when it is published correctly",
+                partition=partition,
+                check=rule.name,
+                faults=findings.faults,
+            )
+    return table
 
 
 source_checks = [_checks_of(dataset) for dataset in DATASETS.values()]

@@ -1,4 +1,8 @@
-"""Derived assets: what is worked out from the source tables, loaded through the IO manager with pruned columns."""
+"""Derived assets: what is worked out from the source tables, loaded through the IO manager with pruned columns.
+
+Who loads a source table looks at its rows by the blocking rules of its checks: only here is it sure that nothing is
+derived from a partition at fault, whoever has stored it and whatever requested the run.
+"""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
@@ -7,8 +11,10 @@ import dagster as dg
 import pandas as pd
 
 from tif1_pipeline import analysis, plots
+from tif1_pipeline.datasets import DATASETS
 from tif1_pipeline.defs.assets.source import SEASON_BACKFILL, SESSION_BACKFILL
 from tif1_pipeline.defs.automation import FOLLOW_UPSTREAM, NETWORK_RETRIES, OWNERS
+from tif1_pipeline.defs.checks import require_sound, required_columns
 from tif1_pipeline.defs.io_entries import COLUMN_SCHEMA, RETRIES
 from tif1_pipeline.defs.io_manager import PartitionOutput
 from tif1_pipeline.defs.partitions import (
@@ -48,11 +54,12 @@ class AnalysedPartitions:
                 yield key, failure
 
 
-def _taken(tables: Tables, partition: str, name: str) -> pd.DataFrame:
+def _taken(tables: Tables, partition: str, dataset: str) -> pd.DataFrame:
     """Take a partition's table out of the inputs: it is not needed any more when its result is stored."""
     if partition not in tables:
-        raise DataNotFoundError(f"there are no {name} of {partition} yet: neither stored nor published")
-    return _table(tables.pop(partition))
+        rows = {"telemetry": "telemetry samples"}.get(dataset, dataset)
+        raise DataNotFoundError(f"there are no {rows} of {partition} yet: neither stored nor published")
+    return require_sound(_table(tables.pop(partition)), dataset, partition)
 
 
 def _table(loaded: pd.DataFrame | Exception) -> pd.DataFrame:
@@ -75,6 +82,23 @@ def _existing(sessions: Tables, partition: str, name: str) -> dict[str, pd.DataF
         raise DataNotFoundError(f"there are no {name} of any session of {partition} yet")
     # Without a session that is published but cannot be read the summary would be wrong.
     return {session: _table(loaded) for session, loaded in sessions.items()}
+
+
+def _sound(sessions: Mapping[str, pd.DataFrame], dataset: str) -> tuple[dict[str, pd.DataFrame], list[str]]:
+    """Return the sessions whose rows are sound, and what is wrong with the others.
+
+    Raises:
+        InvalidDataError: No session is sound.
+    """
+    sound, errors = {}, []
+    for session, table in sessions.items():
+        try:
+            sound[session] = require_sound(table, dataset, session)
+        except InvalidDataError as error:
+            errors.append(error)
+    if not sound:
+        raise errors[0]
+    return sound, [error.message for error in errors]
 
 
 def _output(table: pd.DataFrame, picture: dict[str, Callable[[], bytes]], **figures: Any) -> PartitionOutput:
@@ -111,14 +135,15 @@ def _options(
     }
 
 
-def _input(columns: Sequence[str], mapping: dg.PartitionMapping | None = None) -> dg.AssetIn:
+def _input(result: analysis.Result, name: str, mapping: dg.PartitionMapping | None = None) -> dg.AssetIn:
+    columns = dict.fromkeys((*result.needs[name], *(required_columns(name) if name in DATASETS else ())))
     # A session whose table is not to be had must not lose the others of the run.
     metadata = {"columns": list(columns), "allow_missing_partitions": True, "errors_by_partition": True}
     return dg.AssetIn(metadata=metadata, partition_mapping=mapping)
 
 
 def _inputs(result: analysis.Result) -> dict[str, dg.AssetIn]:
-    return {name: _input(columns) for name, columns in result.needs.items()}
+    return {name: _input(result, name) for name in result.needs}
 
 
 @dg.asset(
@@ -196,7 +221,7 @@ def driver_telemetry_summary(context: dg.AssetExecutionContext, telemetry: Table
 
     def analyse(partition: str) -> PartitionOutput:
         table = analysis.driver_telemetry_summary_of(
-            _taken(telemetry, partition, "telemetry samples"), _taken(laps, partition, "laps")
+            _taken(telemetry, partition, "telemetry"), _taken(laps, partition, "laps")
         )
         return _output(
             table,
@@ -211,7 +236,7 @@ def driver_telemetry_summary(context: dg.AssetExecutionContext, telemetry: Table
 @dg.asset(
     **_options(analysis.EVENT_SUMMARY, "event", event_partitions_def, SEASON_BACKFILL),
     # A running event is summed up by the sessions it has had.
-    ins={"laps": _input(analysis.EVENT_SUMMARY.needs["laps"], PARTITIONS.session_to_event)},
+    ins={"laps": _input(analysis.EVENT_SUMMARY, "laps", PARTITIONS.session_to_event)},
     code_version="2",
 )
 def event_summary(context: dg.AssetExecutionContext, laps: Tables):
@@ -219,10 +244,18 @@ def event_summary(context: dg.AssetExecutionContext, laps: Tables):
     events = _by_level(laps, context.partition_keys, lambda key: key.event_partition)
 
     def analyse(partition: str) -> PartitionOutput:
-        sessions = _existing(events.pop(partition), partition, "laps")
+        # A row is of one session: one with rows at fault is left out, as one that is yet to come, and said so.
+        sessions, faults = _sound(_existing(events.pop(partition), partition, "laps"), "laps")
+        for fault in faults:
+            context.log.warning(f"{partition} is summed up without a session: {fault}")
         table = analysis.event_summary_of(sessions)
         return _output(
-            table, {"sessions": lambda: plots.event_overview(table)}, sessions=len(table), laps=table["Laps"].sum()
+            table,
+            {"overview": lambda: plots.event_overview(table)},
+            sessions=len(table),
+            laps=table["Laps"].sum(),
+            sessions_left_out=len(faults),
+            **({"left_out": "\n".join(faults)} if faults else {}),
         )
 
     return AnalysedPartitions(context.partition_keys, analyse)
@@ -231,7 +264,7 @@ def event_summary(context: dg.AssetExecutionContext, laps: Tables):
 @dg.asset(
     **_options(analysis.SEASON_SUMMARY, "season", season_partitions_def, SEASON_BACKFILL),
     # Of the tables of a session the smallest that has it all: a season of laps would be read for twenty rows a session.
-    ins={"race_pace": _input(analysis.SEASON_SUMMARY.needs["race_pace"], PARTITIONS.session_to_season)},
+    ins={"race_pace": _input(analysis.SEASON_SUMMARY, "race_pace", PARTITIONS.session_to_season)},
     code_version="1",
 )
 def season_summary(context: dg.AssetExecutionContext, race_pace: Tables):
