@@ -152,12 +152,14 @@ def test_a_cursor_that_is_none_is_a_first_tick(tick: Ticks, cache: Cache, cursor
 
 
 def test_processes_that_load_the_definitions_count_no_misses(config: Config, tmp_path: Path) -> None:
+    from tif1_pipeline.cache.usage import _flush_all
     from tif1_pipeline.defs.partitions import stored_calendars
 
     config.cache_dir = tmp_path / "empty"
     cache = api.get_cache()
     cache.write(EntryKey("e", "x"), {"n": [1]})
     assert stored_calendars() == []
+    _flush_all()
     assert cache.get_stats()["total_misses"] == 0
     cache.close()
 

@@ -9,21 +9,29 @@ reloaded.
 import logging
 import re
 from collections.abc import Iterable
+from copy import copy
 from dataclasses import dataclass
+from datetime import timedelta
 from typing import TypeVar
 
 import dagster as dg
 
 from tif1_pipeline import api
+from tif1_pipeline.cache import Cache
 from tif1_pipeline.calendar import Event, SeasonCalendar
+from tif1_pipeline.completion import info_of
 from tif1_pipeline.defs.seasons import known_seasons
 from tif1_pipeline.exceptions import Tif1Error
 from tif1_pipeline.keys import SESSION_TYPES, SessionKey, schedule_entry
+from tif1_pipeline.reading import Reader
 
 _log = logging.getLogger(__name__)
 
 _NO_KEY = re.compile(r"\.\.\.|[\x00-\x1f\x7f|,\[\]]")
 """What Dagster refuses in static partition keys, or reads as a range or list in commands."""
+
+_LOCK_TIMEOUT = timedelta(seconds=1)
+"""How long loading waits for the cache: every run, sensor process and reload of the UI waits for it."""
 
 
 @dataclass(frozen=True)
@@ -73,21 +81,37 @@ def _usable(items: list[_Named]) -> list[_Named]:
 def stored_calendars() -> list[SeasonCalendar]:
     """Return the calendars that are stored; none when the cache cannot be read, with a warning that says why.
 
-    A code location that does not load hides everything, also what would repair the cache.
+    A code location that does not load hides everything, also what would repair the cache. So a lock is waited for once,
+    and not for as long as ``cache_lock_timeout`` says.
     """
-    reader, cache = api.get_reader(), api.get_cache()
-    # One more: the next season's calendar is published before this one is over.
-    years = [*known_seasons(), known_seasons()[-1] + 1]
+    # A cache of its own: the settings of the process are in use by others.
+    config = copy(api.get_config())
+    config.update({"cache_lock_timeout": min(config.cache_lock_timeout, _LOCK_TIMEOUT), "cache_enable_metrics": False})
+    cache = Cache(config)
+    reader = Reader(config, cache, api.get_client)
+    calendars = []
     try:
-        # Each process loads this: to read what was never stored would count as a miss every time.
-        stored = [year for year in years if cache.info(schedule_entry(year)) is not None]
-        return [calendar for year in stored if (calendar := reader.stored_calendar(year)) is not None]
+        # One more: the next season's calendar is published before this one is over.
+        for year in (*known_seasons(), known_seasons()[-1] + 1):
+            # Each process loads this: to read what was never stored would count as a miss every time.
+            if info_of(cache, schedule_entry(year)) is None:
+                continue
+            if (calendar := reader.stored_calendar(year)) is not None:
+                calendars.append(calendar)
     except Tif1Error as error:
-        _log.warning("no event and session partitions, because the stored calendars cannot be read: %s", error)
+        _log.warning(
+            "there are no event and session partitions, because the stored calendars cannot be read: %s. Once they can "
+            "be, calendar_sensor has the code location reloaded; without it reload it yourself",
+            error,
+        )
         return []
+    return calendars
 
 
-PARTITIONS = Partitions.from_calendars(stored_calendars(), known_seasons())
+CALENDARS = stored_calendars()
+"""The calendars that the definitions are loaded with."""
+
+PARTITIONS = Partitions.from_calendars(CALENDARS, known_seasons())
 season_partitions_def = PARTITIONS.seasons
 event_partitions_def = PARTITIONS.events
 session_partitions_def = PARTITIONS.sessions

@@ -19,7 +19,7 @@ from tif1_pipeline.datasets import CATEGORY, DATASETS, SCHEDULE, Dataset
 from tif1_pipeline.defs.automation import NETWORK_RETRIES, OWNERS, season_freshness
 from tif1_pipeline.defs.io_entries import COLUMN_SCHEMA, DATASET, RETRIES
 from tif1_pipeline.defs.io_manager import PartitionOutput
-from tif1_pipeline.defs.partitions import season_partitions_def, session_partitions_def, stored_calendars
+from tif1_pipeline.defs.partitions import CALENDARS, season_partitions_def, session_partitions_def
 from tif1_pipeline.defs.pictures import pictures
 from tif1_pipeline.defs.resources import TimingDataResource
 from tif1_pipeline.fetch import FetchedTable
@@ -163,7 +163,7 @@ _NEEDS = {"telemetry": ["drivers", "laps"]}
 
 _TAGS = {"tif1/source": "cdn"}
 
-_FRESHNESS = season_freshness(stored_calendars())
+_FRESHNESS = season_freshness(CALENDARS)
 
 
 def _draw_laps(reader: Reader, key: str, table: pa.Table) -> Mapping[str, dg.MetadataValue]:
