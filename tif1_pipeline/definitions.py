@@ -1,11 +1,16 @@
 """Everything Dagster sees."""
 
+import gc
 import warnings
 
 import dagster as dg
 
 # Every @asset with a backfill policy prints this; the policy is what keeps backfills of many sessions in few runs.
 warnings.filterwarnings("ignore", category=dg.BetaWarning)
+
+# Garbage collection would look through all of Dagster's own objects, twice, while the following is imported: a fifth of
+# the time that it takes.
+gc.freeze()
 
 from tif1_pipeline.defs.assets.derived import derived_assets  # noqa: E402
 from tif1_pipeline.defs.assets.source import source_assets  # noqa: E402
@@ -24,6 +29,8 @@ from tif1_pipeline.defs.sensors.expiry import ttl_expiry_sensor  # noqa: E402
 from tif1_pipeline.defs.sensors.failures import run_failure_sensor  # noqa: E402
 from tif1_pipeline.defs.sensors.monitoring import monitoring_sensor  # noqa: E402
 from tif1_pipeline.defs.sensors.repair import repair_sensor  # noqa: E402
+
+gc.unfreeze()
 
 defs = dg.Definitions(
     assets=[*source_assets, *derived_assets],
