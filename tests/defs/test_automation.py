@@ -195,20 +195,24 @@ TEST = datetime(2025, 2, 25, tzinfo=UTC)
 
 
 @pytest.mark.parametrize(
-    ("now", "in_season"),
+    ("now", "deadline"),
     [
-        (FIRST, False),
-        (FIRST + timedelta(days=2, hours=1), True),
-        (LAST + timedelta(days=1), True),
-        (LAST + timedelta(days=3), False),
-        (TEST + timedelta(days=3), False),
+        (TEST + timedelta(days=3), None),
+        (FIRST, None),
+        (FIRST + timedelta(days=1), "0 15 18 3 *"),
+        (SECOND + timedelta(hours=23), "0 15 18 3 *"),
+        (SECOND + timedelta(hours=25), "0 15 25 3 *"),
+        (LAST - timedelta(days=1), "0 15 25 3 *"),
+        (LAST + timedelta(days=13), "0 15 22 4 *"),
+        (LAST + timedelta(days=15), None),
     ],
 )
-def test_freshness_is_asked_for_while_the_season_runs(now, in_season):
+def test_freshness_asks_for_the_latest_event_while_the_season_runs(now, deadline):
     policy = season_freshness([calendar(TEST, FIRST, SECOND, LAST, testing=(TEST,))], now)
-    assert (policy is not None) == in_season
-    if policy:
-        assert policy == dg.FreshnessPolicy.time_window(fail_window=LAST - SECOND + timedelta(days=2))
+    if deadline is None:
+        assert policy is None
+    else:
+        assert policy == dg.FreshnessPolicy.cron(deadline_cron=deadline, lower_bound_delta=timedelta(days=2))
 
 
 def test_freshness_without_calendars_or_dates():

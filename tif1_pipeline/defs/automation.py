@@ -2,7 +2,6 @@
 
 from collections.abc import Iterable
 from datetime import UTC, datetime, timedelta
-from itertools import pairwise
 
 import dagster as dg
 
@@ -17,6 +16,10 @@ an op: under one, Dagster tries again what was terminated, too."""
 
 _AFTER_A_SESSION = timedelta(days=2)
 """Data appears half an hour after a session; so much later it is late."""
+_UNTIL_ASKED = timedelta(days=1)
+"""So long after an event its deadline is loaded: before it passes, and when the event's data is there normally."""
+_AFTER_THE_SEASON = timedelta(days=14)
+"""How long its last event is asked for."""
 
 
 def _follow_upstream() -> dg.AutomationCondition:
@@ -53,10 +56,11 @@ automation_sensor = dg.AutomationConditionSensorDefinition(
 
 
 def season_freshness(calendars: Iterable[SeasonCalendar], now: datetime | None = None) -> dg.FreshnessPolicy | None:
-    """Return when the assets of sessions are overdue; None out of season.
+    """Return by when the assets of sessions must have data of the latest event; None out of season.
 
-    Dagster looks at the latest materialization of any partition: while a season runs there is a new one after each
-    event, so none for longer than the season's longest break is a fault.
+    Dagster looks at the latest materialization of any partition: once the deadline has passed, one from before the
+    event's last session is a fault, until there is a newer one. A deadline is a cron line, which has no year; that of
+    the year before says nothing, as it asks for any data since. ``calendar_sensor`` has the next one loaded.
 
     Args:
         calendars: The calendars that are stored.
@@ -65,11 +69,14 @@ def season_freshness(calendars: Iterable[SeasonCalendar], now: datetime | None =
     now = now or datetime.now(UTC)
     for calendar in calendars:
         ends = sorted(end for event in calendar.events if (end := _end_of(event)))
-        if ends and ends[0] + _AFTER_A_SESSION <= now <= ends[-1] + _AFTER_A_SESSION:
-            longest = max((after - before for before, after in pairwise(ends)), default=timedelta())
-            return dg.FreshnessPolicy.time_window(fail_window=longest + _AFTER_A_SESSION)
+        over = [end for end in ends if end + _UNTIL_ASKED <= now]
+        if over and (len(over) < len(ends) or now <= over[-1] + _AFTER_THE_SEASON):
+            due = over[-1] + _AFTER_A_SESSION
+            line = f"{due.minute} {due.hour} {due.day} {due.month} *"
+            return dg.FreshnessPolicy.cron(deadline_cron=line, lower_bound_delta=_AFTER_A_SESSION, timezone="UTC")
     return None
 
 
 def _end_of(event: Event) -> datetime | None:
-    return None if event.is_testing else event.end_utc
+    end = None if event.is_testing else event.end_utc
+    return end and end.astimezone(UTC)
