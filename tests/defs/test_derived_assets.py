@@ -105,15 +105,17 @@ def test_a_weekend_is_analysed_with_its_sources_and_summed_up(project, tif1):
     # Of the sessions that are there.
     pd.testing.assert_frame_equal(season, analysis.season_summary_of(paces))
     assert season["Races"].max() == 1
-    check_metadata(project.metadata("season_summary", "2025"), RESULTS["season_summary"], len(season))
+    # With the sessions that are stored.
+    check_metadata(project.metadata("season_summary", "2025"), RESULTS["season_summary"], len(season), pictures=2)
+    assert len(str(project.metadata("season_summary", "2025")["cached_sessions"])) < 50_000
     assert project.metadata("season_summary", "2025")["sessions"] == 2
 
 
-def check_metadata(metadata, result, rows):
+def check_metadata(metadata, result, rows, pictures=1):
     assert metadata["dagster/partition_row_count"] == rows
-    (picture,) = pictures_of(metadata)
-    assert picture.startswith(PNG)
-    assert len(picture) < 50_000
+    drawn = pictures_of(metadata)
+    assert len(drawn) == pictures
+    assert all(picture.startswith(PNG) and len(picture) < 50_000 for picture in drawn)
     assert len([value for value in metadata.values() if isinstance(value, int | float)]) >= 3
 
 
@@ -146,6 +148,7 @@ def test_an_event_and_a_season_load_exactly_their_sessions(project, reads):
     ]
     reads.clear()
     assert project.run(["season_summary"], "2025").success
+    assert reads.pop()[0] == "2025_schedule"  # for the picture of what is stored
     assert sorted(key for key, _, _ in reads) == sorted(f"asset:race_pace@{partition}" for partition in sessions)
     assert {tuple(asked) for _, asked, _ in reads} == {RESULTS["season_summary"].needs["race_pace"]}
     assert project.metadata("season_summary", "2025")["sessions"] == len(sessions)

@@ -17,6 +17,7 @@ from tif1_pipeline.defs.automation import FOLLOW_UPSTREAM, NETWORK_RETRIES, OWNE
 from tif1_pipeline.defs.checks import require_sound, required_columns
 from tif1_pipeline.defs.io_entries import COLUMN_SCHEMA, RETRIES
 from tif1_pipeline.defs.io_manager import PartitionOutput
+from tif1_pipeline.defs.jobs.statistics import cached_season
 from tif1_pipeline.defs.partitions import (
     PARTITIONS,
     event_partitions_def,
@@ -24,6 +25,7 @@ from tif1_pipeline.defs.partitions import (
     session_partitions_def,
 )
 from tif1_pipeline.defs.pictures import pictures
+from tif1_pipeline.defs.resources import TimingDataResource
 from tif1_pipeline.exceptions import DataNotFoundError, InvalidDataError, Tif1Error
 from tif1_pipeline.keys import SessionKey
 
@@ -267,8 +269,11 @@ def event_summary(context: dg.AssetExecutionContext, laps: Tables):
     ins={"race_pace": _input(analysis.SEASON_SUMMARY, "race_pace", PARTITIONS.session_to_season)},
     code_version="1",
 )
-def season_summary(context: dg.AssetExecutionContext, race_pace: Tables):
-    """One row a team: pace against the quickest team of each session, and reliability; points do not count."""
+def season_summary(context: dg.AssetExecutionContext, race_pace: Tables, timing_data: TimingDataResource):
+    """One row a team: pace against the quickest team of each session, and reliability; points do not count.
+
+    Shows beside it which sessions of the season are stored.
+    """
     seasons = _by_level(race_pace, context.partition_keys, lambda key: str(key.year))
 
     def analyse(partition: str) -> PartitionOutput:
@@ -276,7 +281,12 @@ def season_summary(context: dg.AssetExecutionContext, race_pace: Tables):
         table = analysis.season_summary_of(sessions)
         return _output(
             table,
-            {"pace": lambda: plots.season_pace(table)},
+            {
+                "pace": lambda: plots.season_pace(table),
+                "cached_sessions": lambda: plots.cached_sessions(
+                    cached_season(timing_data.cache, int(partition), timing_data.reader)
+                ),
+            },
             sessions=len(sessions),
             retirements=table["Retirements"].sum(),
         )

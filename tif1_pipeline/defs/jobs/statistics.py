@@ -97,21 +97,24 @@ def _picture(cache: Cache, reader: Reader, config: StatisticsConfig) -> dict[str
     if not sessions:
         return {}
     season = sessions[0]["year"] if config.season is None else config.season
-    table = cached_table([row for row in sessions if row["year"] == season], season, reader)
-    return dict(pictures({"cached_sessions": lambda: plots.cached_sessions(table)}))
+    return dict(pictures({"cached_sessions": lambda: plots.cached_sessions(cached_season(cache, season, reader))}))
 
 
-def cached_table(sessions: list[dict[str, Any]], season: int, reader: Reader) -> pd.DataFrame:
+def cached_season(cache: Cache, season: int, reader: Reader) -> pd.DataFrame:
     """Return what is stored of a season's sessions.
 
     Args:
-        sessions: Of this season, as ``list_sessions`` has them.
+        cache: Where.
         season: Its year.
         reader: Knows the stored calendar, which names the events and those of which nothing is stored.
 
     Returns:
         A row an event, a column a session type, values in stored MiB; NaN where nothing is stored.
+
+    Raises:
+        CacheError: The cache cannot be read.
     """
+    sessions = [row for row in cache.list_sessions(sort_by="year") if row["year"] == season]
     calendar = reader.stored_calendar(season)
     stored = {(row["event"], row["session_type"]): row["compressed_mb"] for row in sessions}
     events = {event_slug(event.name): event.name for event in calendar.events} if calendar else {}
