@@ -12,6 +12,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import dagster as dg
+import pyarrow as pa
 import pytest
 
 import tif1_pipeline
@@ -231,6 +232,22 @@ def test_what_a_notebook_stores_is_materialized_and_not_fetched_again(project):
     assert record.asset_materialization.tags["dagster/data_version"] == cache.info(entry).checksum
     project.cursor = None
     assert "logged" not in project.tick().skip_message
+
+
+def test_what_a_notebook_stores_is_checked_before_anything_is_derived_from_it(project):
+    project.settle()
+    cache, entry = tif1_pipeline.get_cache(), project.race.entry("laps")
+    hit = cache.read(entry, "arrow")
+    twice = pa.concat_tables([hit.value, hit.value.slice(0, 1)])
+    cache.write(entry, twice, source=hit.info.source, schema_version=hit.info.schema_version)
+    assert f"{project.race}: stored outside of runs, logged as materialized: laps" in project.tick().skip_message
+    keys = [dg.AssetCheckKey(dg.AssetKey("laps"), name) for name in ("no_duplicates", "rows_present")]
+    records = project.instance.event_log_storage.get_asset_check_summary_records(keys)
+    duplicates, rows = (records[key].last_check_execution_record.evaluation for key in keys)
+    assert rows.passed
+    assert not duplicates.passed
+    assert duplicates.severity is dg.AssetCheckSeverity.ERROR
+    assert "2 times" in duplicates.metadata["rows_at_fault"].value
 
 
 def test_all_of_a_session_that_a_notebook_fetched_is_materialized(project):

@@ -10,7 +10,7 @@ Dagster writes four rows of its event log for each check of a run, which cost mo
 tables have two checks, of which each says several things.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -80,6 +80,7 @@ class _Stored:
     """What is stored of one partition.
 
     Attributes:
+        partition: Its key.
         dataset: What it is.
         year: Its season.
         session_type: Of its session, if it is of one.
@@ -87,6 +88,7 @@ class _Stored:
         is_intact: Tells whether its bytes pass their checksums. It reads all of them.
     """
 
+    partition: str
     dataset: Dataset
     year: int
     session_type: str | None
@@ -269,9 +271,6 @@ def _text(value: Any) -> str:
 
 def _checks_of(dataset: Dataset) -> dg.AssetChecksDefinition:
     rules = _rules_of(dataset)
-    names = {*dataset.required, *_UNIQUE[dataset.name], *_PLAUSIBLE.get(dataset.name, ())}
-    names |= {name for name in (_DATES.get(dataset.name), _NUMBERED.get(dataset.name)) if name}
-    columns = [name for name in dataset.schema.names if name in names]
 
     @dg.multi_asset_check(
         name=f"{dataset.name}_checks",
@@ -281,21 +280,43 @@ def _checks_of(dataset: Dataset) -> dg.AssetChecksDefinition:
         ],
     )
     def checks(context: dg.AssetCheckExecutionContext, timing_data: TimingDataResource):
-        findings = {rule.name: _Findings() for rule in rules}
         partitions = _partitions(context, dataset)
-        for partition in partitions:
-            stored = _stored(timing_data.cache, dataset, partition, columns)
-            if stored.table is None:
-                findings[rules[0].name].add(partition, "nothing is stored", ())
-                continue
-            for rule in rules:
-                findings[rule.name].rows += len(stored.table)
-                for find in rule.finds:
-                    findings[rule.name].add(partition, find(stored, stored.table), _UNIQUE[dataset.name])
-        for rule in rules:
-            yield findings[rule.name].result(rule, dataset.name, len(partitions))
+        # One table in memory at a time.
+        yield from _results(dataset, rules, (_stored(timing_data.cache, dataset, one) for one in partitions))
 
     return checks
+
+
+def check_stored(cache: Cache, dataset: str, partition: str) -> list[dg.AssetCheckResult]:
+    """Return what the checks of an asset say of one partition, for whoever stored it outside of its runs.
+
+    Args:
+        cache: Where it is.
+        dataset: Name of the dataset, which is that of its asset.
+        partition: Session, or season of a ``schedule``.
+
+    Returns:
+        A result a check; none if the table cannot be read at the moment.
+    """
+    described = DATASETS[dataset]
+    stored = _stored(cache, described, partition)
+    return [] if stored.table is None else list(_results(described, _rules_of(described), [stored]))
+
+
+def _results(dataset: Dataset, rules: Sequence[_Rule], tables: Iterable[_Stored]) -> Iterator[dg.AssetCheckResult]:
+    findings = {rule.name: _Findings() for rule in rules}
+    checked = 0
+    for stored in tables:
+        checked += 1
+        if stored.table is None:
+            findings[rules[0].name].add(stored.partition, "nothing is stored", ())
+            continue
+        for rule in rules:
+            findings[rule.name].rows += len(stored.table)
+            for find in rule.finds:
+                findings[rule.name].add(stored.partition, find(stored, stored.table), _UNIQUE[dataset.name])
+    for rule in rules:
+        yield findings[rule.name].result(rule, dataset.name, checked)
 
 
 def _partitions(context: dg.AssetCheckExecutionContext, dataset: Dataset) -> Sequence[str]:
@@ -308,7 +329,10 @@ def _partitions(context: dg.AssetCheckExecutionContext, dataset: Dataset) -> Seq
     return [partition] if partition else []
 
 
-def _stored(cache: Cache, dataset: Dataset, partition: str, columns: Sequence[str]) -> _Stored:
+def _stored(cache: Cache, dataset: Dataset, partition: str) -> _Stored:
+    names = {*dataset.required, *_UNIQUE[dataset.name], *_PLAUSIBLE.get(dataset.name, ())}
+    names |= {name for name in (_DATES.get(dataset.name), _NUMBERED.get(dataset.name)) if name}
+    columns = [name for name in dataset.schema.names if name in names]
     session = SessionKey.parse(partition) if dataset.level == "session" else None
     entry = session.entry(dataset.name) if session else schedule_entry(int(partition))
     hit = cache.read(entry, "pandas", columns=columns, schema_version=dataset.schema_version)
@@ -319,9 +343,9 @@ def _of_partition(
     dataset: Dataset, partition: str, table: pd.DataFrame | None, is_intact: Callable[[], bool]
 ) -> _Stored:
     if dataset.level == "season":
-        return _Stored(dataset, int(partition), None, table, is_intact)
+        return _Stored(partition, dataset, int(partition), None, table, is_intact)
     session = SessionKey.parse(partition)
-    return _Stored(dataset, session.year, session.session_type, table, is_intact)
+    return _Stored(partition, dataset, session.year, session.session_type, table, is_intact)
 
 
 # ---- where tables are used

@@ -2,7 +2,9 @@
 
 import dagster as dg
 
+from tif1_pipeline.cache import Cache
 from tif1_pipeline.cache.base import EntryInfo
+from tif1_pipeline.defs.checks import check_stored
 from tif1_pipeline.defs.io_metadata import data_version_of, describe_entry
 from tif1_pipeline.defs.io_outputs import DATA_VERSION_TAG
 from tif1_pipeline.defs.partitions import PARTITIONS
@@ -11,16 +13,19 @@ from tif1_pipeline.keys import SessionKey
 
 def log_materialized(
     context: dg.OpExecutionContext | dg.SensorEvaluationContext,
+    cache: Cache,
     key: SessionKey | int,
     dataset: str,
     info: EntryInfo,
 ) -> bool:
-    """Log that a partition of a source asset was stored, so that the UI and automation know of it.
+    """Log that a partition of a source asset was stored, and what its checks say, so that the UI and automation know.
 
-    In an op the event belongs to its run; in a sensor, which has none, it is stored by itself.
+    In an op the materialization belongs to its run; in a sensor, which has none, it is stored by itself, as the checks
+    always are. Nothing is derived from what a blocking check has failed, whoever stored it.
 
     Args:
         context: Of the op or sensor.
+        cache: Where it is stored.
         key: The session, or the season of a ``schedule``.
         dataset: Name of the dataset, which is that of its asset.
         info: What is stored.
@@ -42,8 +47,24 @@ def log_materialized(
         metadata=describe_entry(info, partitioned=True),
         tags={DATA_VERSION_TAG: data_version_of(info)},
     )
+    checked = check_stored(cache, dataset, partition)  # before automation can see the materialization
     if isinstance(context, dg.SensorEvaluationContext):
         context.instance.report_runless_asset_event(event)
     else:
         context.log_event(event)
+    for result in checked:
+        context.instance.report_runless_asset_event(_evaluation(result, dataset))
+        if not result.passed:
+            context.log.warning(f"{dataset} of {partition} fails its check {result.check_name}: {result.description}")
     return True
+
+
+def _evaluation(result: dg.AssetCheckResult, asset: str) -> dg.AssetCheckEvaluation:
+    return dg.AssetCheckEvaluation(
+        asset_key=dg.AssetKey(asset),
+        check_name=result.check_name or "",
+        passed=result.passed,
+        metadata=result.metadata,
+        severity=result.severity,
+        description=result.description,
+    )

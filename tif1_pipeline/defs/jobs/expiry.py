@@ -204,7 +204,7 @@ def _refresh(
             found.changed.append(table)
             info = timing_data.cache.info(table.entry)
             if info is not None and table.session is not None and table.entry.part is None:
-                log_materialized(context, table.session, table.data_type, info)
+                log_materialized(context, timing_data.cache, table.session, table.data_type, info)
     gone = [table for table in tables if table.key in found.gone]
     done = _counts(
         **counts,

@@ -124,9 +124,8 @@ def refetch_corrupted(
             return Report({"to_fetch": len(sources)}, {"to_fetch_list": listed})
         if keys and (reason := hindrance(timing_data.cache)):
             return skipped(reason)
-        result = refetch(
-            keys, timing_data.reader, timing_data.cache, lambda *stored: log_materialized(context, *stored)
-        )
+        cache = timing_data.cache
+        result = refetch(keys, timing_data.reader, cache, lambda *stored: log_materialized(context, cache, *stored))
         if result.unreachable:
             problem = f"{len(result.unreachable)} tables could not be fetched: {_first(result.unreachable)}"
             seconds = config.retry_seconds * 2**context.retry_number

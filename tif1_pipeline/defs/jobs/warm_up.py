@@ -259,7 +259,7 @@ class WarmUp:
     def _log(self, key: SessionKey | int, dataset: str, entry: EntryKey, before: str | None) -> None:
         info = self._cache.info(entry)
         if info is not None and data_version_of(info) != before:
-            log_materialized(self._context, key, dataset, info)
+            log_materialized(self._context, self._cache, key, dataset, info)
 
 
 def _tasks(key: SessionKey, types: Iterable[str]) -> list[Task]:

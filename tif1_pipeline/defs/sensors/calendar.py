@@ -8,6 +8,7 @@ from datetime import UTC, datetime
 import dagster as dg
 
 from tif1_pipeline import api
+from tif1_pipeline.cache import Cache
 from tif1_pipeline.cache.base import EntryInfo
 from tif1_pipeline.defs.assets.source import session_assets
 from tif1_pipeline.defs.automation import season_freshness
@@ -64,7 +65,7 @@ def tick(context: dg.SensorEvaluationContext, timing_data: TimingDataResource, n
         )
     said = look.said
     for year, info in look.stored.items():
-        if _tell(context, year, info, look.state):
+        if _tell(context, timing_data.cache, year, info, look.state):
             said.append(f"{year}: logged a materialization of schedule")
     if look.partitions is not None:
         said += _reload(context, look, now)
@@ -77,7 +78,7 @@ def _result(state: State, said: list[str]) -> dg.SensorResult:
     return dg.SensorResult(skip_reason="\n".join(said), cursor=state.cursor)
 
 
-def _tell(context: dg.SensorEvaluationContext, year: int, info: EntryInfo, state: State) -> bool:
+def _tell(context: dg.SensorEvaluationContext, cache: Cache, year: int, info: EntryInfo, state: State) -> bool:
     """Log what is stored, unless the asset ``schedule`` or an earlier tick has done so."""
     version = data_version_of(info)
     # The next season is a partition only when its calendar is loaded.
@@ -89,7 +90,7 @@ def _tell(context: dg.SensorEvaluationContext, year: int, info: EntryInfo, state
     event = records[0].asset_materialization if records else None
     known = [event.metadata.get(CONTENT_VERSION), (event.tags or {}).get(DATA_VERSION_TAG)] if event else []
     is_new = version not in [getattr(value, "value", value) for value in known] and log_materialized(
-        context, year, "schedule", info
+        context, cache, year, "schedule", info
     )
     state.told[year] = version
     return is_new

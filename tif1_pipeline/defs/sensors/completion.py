@@ -31,8 +31,9 @@ _REASONS_SHOWN = 20
 class _Instance:
     """What the instance knows of the sessions' tables."""
 
-    def __init__(self, context: dg.SensorEvaluationContext, partitions: Sequence[str]) -> None:
+    def __init__(self, context: dg.SensorEvaluationContext, cache: Cache, partitions: Sequence[str]) -> None:
         self._context = context
+        self._cache = cache
         self._instance = context.instance
         self._places = {partition: place for place, partition in enumerate(partitions)}
 
@@ -59,7 +60,7 @@ class _Instance:
             known = event.metadata.get(CONTENT_VERSION)  # of a run of many partitions the tag is another
             if data_version_of(info) == (known.value if known else (event.tags or {}).get(DATA_VERSION_TAG)):
                 return False
-        return log_materialized(self._context, key, table, info)
+        return log_materialized(self._context, self._cache, key, table, info)
 
     def _is_about(self, run: dg.DagsterRun, partition: str) -> bool:
         if run.tags.get("dagster/partition") == partition:
@@ -97,7 +98,7 @@ def race_completion_sensor(
         now,
         calendars,
         context.cursor,
-        _Instance(context, partitions),
+        _Instance(context, cache, partitions),
         frozenset(partitions),
     )
     reasons = [f"{decision.key}: {decision.reason}" for decision in report.decisions]
