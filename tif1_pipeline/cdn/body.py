@@ -1,10 +1,10 @@
 """From a response to the JSON it carries: read within bounds, complete, inflated, and no error page."""
 
-import httpx
 from isal import igzip_lib
 
 from tif1_pipeline.cdn.connection import MAX_WIRE_BYTES, TooLargeError
 from tif1_pipeline.cdn.faults import MirrorError
+from tif1_pipeline.cdn.transport import Exchange
 
 # The largest file published so far has 9 MB, 3 MB of them on the wire. The bounds are far above that, and far below
 # what would fill the memory of a small machine.
@@ -18,34 +18,34 @@ _INFLATE_FLAGS = {
 _GZIP_TRAILER_BYTES = 8  # checksum, then the size of the content
 
 
-async def read_wire(response: httpx.Response) -> bytes:
+async def read_wire(exchange: Exchange) -> bytes:
     """Read the body as it is on the wire.
 
     Raises:
         MirrorError: It is too large.
         httpx.TransportError: It ends before its Content-Length, or is interrupted.
     """
-    announced = response.headers.get("content-length", "")
+    announced = exchange.header("content-length") or ""
     if announced.isdecimal() and int(announced) > MAX_WIRE_BYTES:
         raise MirrorError("invalid", f"a body of {int(announced):,} bytes, more than the {MAX_WIRE_BYTES:,} allowed")
     try:
-        return b"".join([piece async for piece in response.stream])  # type: ignore[union-attr] - our transport's are
+        return await exchange.body()
     except TooLargeError as error:
         raise MirrorError("invalid", str(error)) from None
 
 
-def json_body(response: httpx.Response, wire: bytes) -> bytes:
+def json_body(exchange: Exchange, wire: bytes) -> bytes:
     """Inflate the body and check that it can be JSON.
 
     Raises:
         MirrorError: It is empty, HTML, no JSON object or array, does not inflate, or grows too large.
     """
-    encoding = response.headers.get("content-encoding", "").strip().lower()
+    encoding = (exchange.header("content-encoding") or "").lower()
     body = _inflate(wire, encoding) if encoding not in {"", "identity"} else wire
     start = body[:256].lstrip() or body.lstrip()
     if not start:
         raise MirrorError("invalid", "an empty body")
-    content_type = response.headers.get("content-type", "").partition(";")[0].strip().lower()
+    content_type = (exchange.header("content-type") or "").partition(";")[0].strip().lower()
     if "html" in content_type or start[:1] not in {b"{", b"["}:
         raise MirrorError(
             "invalid", f"{content_type or 'something'} instead of JSON, beginning with {bytes(start[:40])!r}"

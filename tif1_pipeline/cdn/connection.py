@@ -63,6 +63,12 @@ class Answer:
     def _is_open_ended(self) -> bool:
         return not any(name.lower() in (b"content-length", b"transfer-encoding") for name, _ in self.headers)
 
+    def header(self, name: str) -> str | None:
+        """Return a header by its lower-case name; several of one name as one list (RFC 9110)."""
+        wanted = name.encode("ascii")
+        found = [value for other, value in self.headers if other.lower() == wanted]
+        return b", ".join(found).decode("latin-1").strip() if found else None
+
     def take(self) -> bytes:
         """Return the part of the body that has come, and keep it no longer."""
         body = self._chunks[0] if len(self._chunks) == 1 else b"".join(self._chunks)

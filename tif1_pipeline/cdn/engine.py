@@ -7,8 +7,6 @@ import logging
 import traceback
 from collections.abc import Awaitable, Callable, Iterable, Mapping
 
-import httpx
-
 from tif1_pipeline.cdn.base import (
     CdnFile,
     CdnStats,
@@ -49,9 +47,9 @@ class Engine:
             transport=Transport(),
             slots=RequestSlots(lambda: config.max_concurrent_requests),
             timing=timing,
-            headers=httpx.Headers(
-                {"Accept": "application/json, */*;q=0.5", "Accept-Encoding": "gzip", "User-Agent": _user_agent()}
-            ),
+            headers=(
+                f"Accept: application/json, */*;q=0.5\r\nAccept-Encoding: gzip\r\nUser-Agent: {_user_agent()}\r\n"
+            ).encode("ascii"),
         )
 
     async def fetch(

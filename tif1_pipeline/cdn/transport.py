@@ -1,19 +1,19 @@
-"""httpx's transport interface over connections of our own.
+"""Requests over connections that are kept.
 
-A race is a thousand small files, so the cost of a request counts: httpx's own pool takes 3 to 5 ms of CPU each at 32
-connections, aiohttp 0.5 ms, this a tenth of that. It does what fetching published files takes and no more: HTTP/1.1,
-requests without a body, kept connections, TLS, and the proxies of the environment. What is read is parsed by httptools.
+A race is a thousand small files, so the cost of a request counts, and httpx's own pool costs the more the more requests
+wait. This does what fetching published files takes and no more: HTTP/1.1, requests without a body, TLS, and the proxies
+of the environment. URLs, certificates and errors are httpx's; what comes in is parsed by httptools.
 """
 
 import asyncio
 import base64
 import ipaddress
+import re
 import socket
 import ssl
 import urllib.request
 from collections import defaultdict
-from collections.abc import AsyncIterator
-from functools import cached_property
+from functools import cached_property, lru_cache
 from typing import Any, NamedTuple
 from urllib.parse import unquote, urlsplit
 
@@ -44,10 +44,36 @@ class Origin(NamedTuple):
     scheme: str
     host: str
     port: int
+    name: bytes
+    """As in the header ``Host``."""
 
 
-class Transport(httpx.AsyncBaseTransport):
-    """Sends requests over connections that are kept; bodies come as they are on the wire.
+class Exchange:
+    """A request whose answer has begun; to be closed."""
+
+    def __init__(self, transport: "Transport", origin: Origin, connection: Connection, answer: Answer) -> None:
+        self._transport, self._origin, self._connection, self._answer = transport, origin, connection, answer
+        self.status = answer.status
+        self.header = answer.header
+        self._is_closed = False
+
+    async def body(self) -> bytes:
+        """Return the body as it is on the wire.
+
+        Raises:
+            httpx.TransportError: It ends too soon, or is longer than allowed (TooLargeError).
+        """
+        return await self._connection.body(self._answer)
+
+    def close(self) -> None:
+        """Let go of the connection, which is kept if the body was read to its end."""
+        if not self._is_closed:
+            self._is_closed = True
+            self._transport.give_back(self._origin, self._connection)
+
+
+class Transport:
+    """Sends requests.
 
     Errors are httpx's: ``TimeoutException`` and its kinds, ``ConnectError``, ``ProxyError``, ``ReadError``,
     ``RemoteProtocolError`` (which a body that ends too soon is, too). TLS certificates are verified. Nothing is sent
@@ -67,22 +93,28 @@ class Transport(httpx.AsyncBaseTransport):
         context.set_alpn_protocols(["http/1.1"])
         return context
 
-    async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
-        """Send the request and return the response as soon as its headers are there."""
-        timeout = request.extensions["timeout"]
-        origin = _origin_of(request.url)
-        connection = self._take(origin) or await self._connected(origin, timeout["connect"], request)
+    async def send(self, method: str, url: str, headers: bytes, timeout: float) -> Exchange:
+        """Send a request; returns when the headers of its answer are there.
+
+        Args:
+            method: GET or HEAD.
+            url: Percent-encoded; it is sent as it is.
+            headers: All but ``Host``, each line with its end.
+            timeout: Seconds for connecting, and that the server may be silent.
+
+        Raises:
+            httpx.InvalidURL: It is none.
+            httpx.TransportError: There is no answer.
+        """
+        origin, target = _split(url)
+        connection = self._take(origin) or await self._connected(origin, timeout)
+        head = b"%b %b HTTP/1.1\r\nHost: %b\r\n%b\r\n" % (method.encode("ascii"), target, origin.name, headers)
         try:
-            answer = await connection.send(
-                _head_of(request), bodiless=request.method == "HEAD", timeout=timeout["read"]
-            )
-        except BaseException as error:  # also a cancelled task: what it asked for may still come in
+            answer = await connection.send(head, bodiless=method == "HEAD", timeout=timeout)
+        except BaseException:  # also a cancelled task: what it asked for may still come in
             connection.finish()
-            if isinstance(error, httpx.TransportError):
-                error.request = request
             raise
-        stream = _Body(self, origin, connection, answer)
-        return httpx.Response(answer.status, headers=answer.headers, stream=stream, request=request)
+        return Exchange(self, origin, connection, answer)
 
     def _take(self, origin: Origin) -> Connection | None:
         oldest = asyncio.get_running_loop().time() - _KEEPALIVE_SECONDS
@@ -100,7 +132,7 @@ class Transport(httpx.AsyncBaseTransport):
             connection.idle_since = asyncio.get_running_loop().time()
             self._idle[origin].append(connection)
 
-    async def _connected(self, origin: Origin, timeout: float, request: httpx.Request) -> Connection:
+    async def _connected(self, origin: Origin, timeout: float) -> Connection:
         where = f"host {origin.host}:{origin.port}"
         try:
             async with asyncio.timeout(timeout):
@@ -109,10 +141,10 @@ class Transport(httpx.AsyncBaseTransport):
                     return await self._connect(origin)
                 return await self._tunnel(origin, proxy, timeout)
         except TimeoutError as error:
-            raise httpx.ConnectTimeout(f"cannot connect to {where} within {timeout:g} s", request=request) from error
+            raise httpx.ConnectTimeout(f"cannot connect to {where} within {timeout:g} s") from error
         except OSError as error:  # refused, unknown, unreachable, or of another name than its certificate
             message = error.strerror if error.strerror and not isinstance(error, ssl.SSLError) else str(error)
-            raise httpx.ConnectError(f"cannot connect to {where} [{message}]", request=request) from error
+            raise httpx.ConnectError(f"cannot connect to {where} [{message}]") from error
 
     async def _connect(self, origin: Origin) -> Connection:
         addresses = await self._addresses_of(origin)
@@ -149,7 +181,7 @@ class Transport(httpx.AsyncBaseTransport):
             raise httpx.ProxyError(f"{name} is of a kind that is not supported: {parts.scheme}")
         port = parts.port or (443 if parts.scheme == "https" else 80)
         try:
-            connection = await self._connect(Origin(parts.scheme, parts.hostname, port))
+            connection = await self._connect(Origin(parts.scheme, parts.hostname, port, b""))
         except OSError as error:
             raise httpx.ProxyError(f"cannot connect to {name} [{error.strerror or error}]") from error
         try:
@@ -184,28 +216,19 @@ class Transport(httpx.AsyncBaseTransport):
                 await asyncio.sleep(0)
 
 
-class _Body(httpx.AsyncByteStream):
-    """The body of a response, in one piece."""
-
-    def __init__(self, transport: Transport, origin: Origin, connection: Connection, answer: Answer) -> None:
-        self._transport, self._origin, self._connection, self._answer = transport, origin, connection, answer
-        self._over = False
-
-    async def __aiter__(self) -> AsyncIterator[bytes]:
-        yield await self._connection.body(self._answer)
-
-    async def aclose(self) -> None:
-        if not self._over:
-            self._over = True
-            self._transport.give_back(self._origin, self._connection)
+_PLAIN = re.compile(r"(https?)://([\w.:\[\]-]+)((?:/(?!\.)[!-\"$-.0-~]*)+)", re.ASCII)
+"""URLs that need no normalizing, which all are but those of odd settings and redirects."""
 
 
-def _origin_of(url: httpx.URL) -> Origin:
-    return Origin(url.scheme, url.host, url.port or (443 if url.scheme == "https" else 80))
+def _split(url: str) -> tuple[Origin, bytes]:
+    plain = _PLAIN.fullmatch(url)
+    if plain:  # parsing it costs more than sending it
+        return _origin_of(f"{plain[1]}://{plain[2]}/"), plain[3].encode("ascii")
+    parsed = httpx.URL(url)
+    return _origin_of(str(parsed.copy_with(raw_path=b"/", fragment=None))), parsed.raw_path
 
 
-def _head_of(request: httpx.Request) -> bytes:
-    # The target as it is: encoding once more would change names with a percent sign or a slash in them.
-    lines = [b"%b %b HTTP/1.1" % (request.method.encode(), request.url.raw_path)]
-    lines += [b"%b: %b" % header for header in request.headers.raw]
-    return b"\r\n".join([*lines, b"", b""])
+@lru_cache(maxsize=64)
+def _origin_of(root: str) -> Origin:
+    url = httpx.URL(root)
+    return Origin(url.scheme, url.host, url.port or (443 if url.scheme == "https" else 80), url.netloc)

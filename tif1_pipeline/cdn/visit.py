@@ -16,15 +16,15 @@ from tif1_pipeline.cdn.faults import MirrorError
 from tif1_pipeline.cdn.mirrors import Mirror
 from tif1_pipeline.cdn.retry import backoff, log_retries_quietly, parse_retry_after
 from tif1_pipeline.cdn.slots import RequestSlots
-from tif1_pipeline.cdn.transport import is_loopback
+from tif1_pipeline.cdn.transport import Exchange, Transport, is_loopback
 from tif1_pipeline.exceptions import InvalidDataError
 
 MISSING_STATUSES = frozenset({403, 404, 410})
 MAX_REDIRECTS = 5
 # One try may take as many request timeouts from the request to the last byte, however steadily bytes trickle in.
 TIMEOUTS_PER_TRY = 4
-# The page that comes with a 404 is read so that the connection can be kept, if it is short and there at once.
-_DRAIN_BYTES = 64 << 10
+_REDIRECTS = frozenset({301, 302, 303, 307, 308})
+# The page that comes with a 404 is read so that the connection can be kept, if it is there at once.
 _DRAIN_SECONDS = 0.5
 
 # What a decoder raises on JSON of an unexpected shape. Anything else is a bug, and no reason to ask the next mirror.
@@ -43,10 +43,10 @@ BAD_BODY_ERRORS = (
 class Tools:
     """What the visits of a client share."""
 
-    transport: httpx.AsyncBaseTransport
+    transport: Transport
     slots: RequestSlots
     timing: Timing
-    headers: httpx.Headers
+    headers: bytes
 
 
 @dataclass(frozen=True, slots=True)
@@ -207,38 +207,38 @@ class Visit(Generic[T]):
             raise fault
 
     async def _ask(self) -> Fetched[bytes]:
-        response = await self._send("GET" if self._decode else "HEAD")
+        exchange, url = await self._send("GET" if self._decode else "HEAD")
         try:
-            if self._decode is None and _refuses_head(response, self._url):
-                await response.aclose()
-                response = await self._send("GET")
-            status = response.status_code
+            if self._decode is None and self._refuses_head(exchange.status, url):
+                exchange.close()
+                exchange, _ = await self._send("GET")
+            status = exchange.status
             if status in MISSING_STATUSES:
                 self._mirror.answered()
-                await _drain(response)
+                await _drain(exchange)
                 raise MirrorError("missing", f"HTTP {status}", blames_mirror=False)
             if status == 304:
-                return self._not_modified(response)
+                return self._not_modified(exchange)
             if status != 200:
-                await _drain(response)
+                await _drain(exchange)
                 raise MirrorError(
                     "network",
                     f"HTTP {status}",
                     retryable=status == 429 or status >= 500,
-                    retry_after=parse_retry_after(response.headers.get("retry-after")),
+                    retry_after=parse_retry_after(exchange.header("retry-after")),
                 )
             if self._decode is None:
-                return self._found(response)
-            wire = await self._read(response)
+                return self._found(exchange)
+            wire = await self._read(exchange)
         finally:
-            await response.aclose()
-        body = json_body(response, wire)
+            exchange.close()
+        body = json_body(exchange, wire)
         self._mirror.answered()
-        return Fetched(body, _validators_of(response), self._url, len(body))
+        return Fetched(body, _validators_of(exchange), self._url, len(body))
 
-    async def _read(self, response: httpx.Response) -> bytes:
+    async def _read(self, exchange: Exchange) -> bytes:
         try:
-            wire = await read_wire(response)
+            wire = await read_wire(exchange)
         except httpx.TimeoutException:
             raise
         except httpx.TransportError as error:
@@ -246,56 +246,63 @@ class Visit(Generic[T]):
         self._count(bytes=len(wire))
         return wire
 
-    def _found(self, response: httpx.Response) -> Fetched[bytes]:
-        if "html" in response.headers.get("content-type", "").lower():
+    def _found(self, exchange: Exchange) -> Fetched[bytes]:
+        if "html" in (exchange.header("content-type") or "").lower():
             raise MirrorError("invalid", "an HTML page instead of JSON")
         self._mirror.answered()
-        return Fetched(None, _validators_of(response), self._url)
+        return Fetched(None, _validators_of(exchange), self._url)
 
-    def _not_modified(self, response: httpx.Response) -> Fetched[bytes]:
+    def _not_modified(self, exchange: Exchange) -> Fetched[bytes]:
         if self._validators is None or self._validators == Validators():
             raise MirrorError("invalid", "HTTP 304 to a request without conditions")
         self._mirror.answered()
-        new = _validators_of(response)
+        new = _validators_of(exchange)
         kept = Validators(new.etag or self._validators.etag, new.last_modified or self._validators.last_modified)
         return Fetched(None, kept, self._url, not_modified=True)
 
-    async def _send(self, method: Literal["GET", "HEAD"]) -> httpx.Response:
-        url = httpx.URL(self._url)
-        timeout = dict.fromkeys(("connect", "read", "write", "pool"), self._limits.timeout)
+    def _refuses_head(self, status: int, url: str) -> bool:
+        """Whether only the method was refused: a signed URL, where a redirect may lead, holds for GET alone."""
+        return (status == 403 and url != self._url) or status in {405, 501}
+
+    async def _send(self, method: Literal["GET", "HEAD"]) -> tuple[Exchange, str]:
+        """Send the request and follow redirects; returns the answer and where it came from."""
+        url = self._url
         for _ in range(1 + MAX_REDIRECTS):
-            request = httpx.Request(method, url, headers=self._headers(), extensions={"timeout": timeout})
             self._count(requests=1)
-            response = await self._tools.transport.handle_async_request(request)
-            if not response.has_redirect_location:
-                return response
+            exchange = await self._tools.transport.send(method, url, self._headers(), self._limits.timeout)
+            location = exchange.header("location") if exchange.status in _REDIRECTS else None
+            if location is None:
+                return exchange, url
             try:
-                await _drain(response)
+                await _drain(exchange)
             finally:
-                await response.aclose()
-            url = self._redirect_target(url, response.headers["location"])
+                exchange.close()
+            url = self._redirect_target(url, location)
         raise MirrorError("network", f"more than {MAX_REDIRECTS} redirects")
 
-    def _redirect_target(self, url: httpx.URL, location: str) -> httpx.URL:
+    def _redirect_target(self, url: str, location: str) -> str:
         try:
-            target = url.join(location)
+            target = httpx.URL(url).join(location)
         except httpx.InvalidURL:
             raise MirrorError("network", f"a redirect to no URL ({location[:80]!r})") from None
         # A mirror over http is on a loopback host: the settings allow no other.
         stays_here = target.scheme == "http" and self._url.startswith("http:") and is_loopback(target.host)
         if target.scheme != "https" and not stays_here:
             raise MirrorError("network", f"a redirect to {target.scheme}://{target.host}, and only https is followed")
-        return target
+        return str(target)
 
-    def _headers(self) -> httpx.Headers:
+    def _headers(self) -> bytes:
         if self._validators is None:
             return self._tools.headers
-        headers = self._tools.headers.copy()
-        if self._validators.etag:
-            headers["If-None-Match"] = self._validators.etag
-        if self._validators.last_modified:
-            headers["If-Modified-Since"] = self._validators.last_modified
-        return headers
+        lines = self._tools.headers
+        for name, value in (
+            ("If-None-Match", self._validators.etag),
+            ("If-Modified-Since", self._validators.last_modified),
+        ):
+            # They come from servers, and from cache files of strangers: a line break in one would begin a header.
+            if value and value.isprintable() and value.isascii():
+                lines += f"{name}: {value}\r\n".encode()
+        return lines
 
     def _count(self, *, requests: int = 0, bytes: int = 0, retries: int = 0) -> None:
         for stats in self._counters:
@@ -310,21 +317,11 @@ class Visit(Generic[T]):
             self._seconds_left -= time.monotonic() - started
 
 
-def _validators_of(response: httpx.Response) -> Validators:
-    return Validators(response.headers.get("etag"), response.headers.get("last-modified"))
+def _validators_of(exchange: Exchange) -> Validators:
+    return Validators(exchange.header("etag"), exchange.header("last-modified"))
 
 
-def _refuses_head(response: httpx.Response, url: str) -> bool:
-    """Whether only the method was refused: a signed URL, where a redirect may lead, holds for GET alone."""
-    is_elsewhere = response.status_code == 403 and str(response.request.url) != str(httpx.URL(url))
-    return is_elsewhere or response.status_code in {405, 501}
-
-
-async def _drain(response: httpx.Response) -> None:
-    size = 0
+async def _drain(exchange: Exchange) -> None:
     with contextlib.suppress(httpx.TransportError, TimeoutError):
         async with asyncio.timeout(_DRAIN_SECONDS):
-            async for chunk in response.stream:  # type: ignore[union-attr] - our transport's streams are asynchronous
-                size += len(chunk)
-                if size > _DRAIN_BYTES:
-                    return
+            await exchange.body()
