@@ -264,7 +264,7 @@ def _write(
         pq.write_table(
             plain,
             sink,
-            compression=codecs or "zstd",
+            compression=codecs or "zstd",  # pyright: ignore[reportArgumentType] - the stubs know no dict
             compression_level={path: level for path, codec in codecs.items() if codec == "zstd"} if codecs else level,
             use_dictionary=[name for name, encoding in encodings.items() if encoding is None],  # pyright: ignore[reportArgumentType]
             column_encoding={name: encoding for name, encoding in encodings.items() if encoding} or None,
@@ -328,7 +328,7 @@ def _split(table: pa.Table, part_by: str) -> dict[str, Rows]:
 
     known_columns(table.schema, [part_by])
     column = table.column(part_by).combine_chunks()
-    if pa.types.is_dictionary(column.type):  # its own dictionary may hold a value twice, or a null
+    if pa.types.is_dictionary(column.type) and not _is_plain(column.dictionary):
         column = column.cast(column.type.value_type)
     if column.null_count:
         raise InvalidDataError(
@@ -338,7 +338,7 @@ def _split(table: pa.Table, part_by: str) -> dict[str, Rows]:
         )
     if not table.num_rows:
         return {WHOLE: (0, 0)}
-    codes = column.dictionary_encode()
+    codes = column if pa.types.is_dictionary(column.type) else column.dictionary_encode()
     numbers = codes.indices.to_numpy(zero_copy_only=False)
     starts = np.flatnonzero(np.concatenate(([True], numbers[1:] != numbers[:-1])))
     lengths = np.diff(np.append(starts, len(numbers)))
@@ -353,6 +353,11 @@ def _split(table: pa.Table, part_by: str) -> dict[str, Rows]:
         elif isinstance(lies[name], tuple):  # a second run of the value: note each of its rows
             lies[name] = pa.array(np.flatnonzero(numbers == numbers[start]))
     return lies
+
+
+def _is_plain(dictionary: pa.Array) -> bool:
+    """Tell whether a dictionary holds each value once, and no null."""
+    return not dictionary.null_count and len(dictionary.unique()) == len(dictionary)
 
 
 def _order(rows: pa.ChunkedArray) -> pa.Array:

@@ -264,6 +264,12 @@ def readonly_identity(path: Path) -> Identity | None:
     return Identity(status.st_dev, status.st_ino, (status.st_mtime_ns, status.st_size))
 
 
+def size_of(path: Path) -> int:
+    """Return the bytes of a file; 0 if there is none."""
+    status = _stat(path)
+    return status.st_size if status else 0
+
+
 def _stat(path: Path) -> os.stat_result | None:
     try:
         return os.stat(path)  # noqa: PTH116 - on every read; Path.stat costs twice as much

@@ -4,6 +4,7 @@ Reads use the raw driver on a connection per thread and never import SQLAlchemy,
 than the read itself. Writes and queries go through SQLAlchemy, on connections that the same function makes.
 """
 
+import logging
 import sqlite3
 import threading
 import time
@@ -21,11 +22,14 @@ from tif1_pipeline.exceptions import CacheError, CacheLockedError, CacheReadOnly
 if TYPE_CHECKING:
     import sqlalchemy as sa
 
+_log = logging.getLogger(__name__)
+
 _inherited: list[Any] = []
 """Connections of a parent process: SQLite forbids even closing them in a child, so they must not be collected."""
 
 
 _TRIES = 5
+_LARGE = 4 << 20
 _T = TypeVar("_T")
 
 
@@ -69,10 +73,11 @@ class Database:
         self._handles: weakref.WeakSet[Handle] = weakref.WeakSet()
         self._engine: tuple[Any, sa.Engine] | None = None
         self._ready: tuple[Settings, Identity] | None = None
+        self._checkpoint: tuple[threading.Thread, list[sqlite3.Connection]] | None = None
 
     def forget_inherited(self) -> None:
         """Start without the connections that a fork handed down."""
-        _inherited.append((self._local, list(self._handles), self._engine))
+        _inherited.append((self._local, list(self._handles), self._engine, self._checkpoint))
         self._reset()
 
     @property
@@ -190,8 +195,14 @@ class Database:
     # ---- writing
 
     @contextmanager
-    def writing(self, timeout: float | None = None) -> Iterator["sa.Connection"]:
-        """A transaction that holds the write lock from its start; creates the file when there is none."""
+    def writing(self, timeout: float | None = None, *, size: int = 0) -> Iterator["sa.Connection"]:
+        """A transaction that holds the write lock from its start; creates the file when there is none.
+
+        Args:
+            timeout: Seconds to wait for the lock; the setting by default.
+            size: Bytes that are about to be written. After many the log is carried over into the file by a thread of
+                its own, which takes as long as the write itself.
+        """
         if self.config.cache_readonly:
             raise self._readonly_error()
         seconds = self.lock_timeout if timeout is None else timeout
@@ -203,11 +214,34 @@ class Database:
             with (
                 self._translated("write", seconds),
                 self._connected("BEGIN IMMEDIATE", left) as connection,
+                self._checkpointed_later(connection, size),
                 connection.begin(),
             ):
                 yield connection
         finally:
             self._turn.release()
+
+    @contextmanager
+    def _checkpointed_later(self, connection: "sa.Connection", size: int) -> Iterator[None]:
+        settings = self._settings()
+        log = sqlite.size_of(settings.path.with_name(settings.path.name + "-wal"))
+        # While a checkpoint is under way, or the log is long, whoever writes waits for it: it must not grow for ever.
+        is_free = self._checkpoint is None or not self._checkpoint[0].is_alive()
+        if size < _LARGE or not settings.wal_mode or not is_free or log > sqlite.JOURNAL_LIMIT:
+            yield
+            return
+        # Past SQLAlchemy, which would begin a transaction for it.
+        driver: Any = connection.connection.driver_connection
+        driver.execute("PRAGMA wal_autocheckpoint=0")
+        try:
+            yield
+        finally:
+            driver.execute(f"PRAGMA wal_autocheckpoint={settings.autocheckpoint}")
+        if settings.autocheckpoint:
+            opened: list[sqlite3.Connection] = []  # held where a forked child finds it
+            thread = threading.Thread(target=_checkpoint, args=(settings, opened), name="tif1-checkpoint", daemon=True)
+            self._checkpoint = thread, opened
+            thread.start()
 
     @contextmanager
     def querying(self) -> Iterator["sa.Connection"]:
@@ -247,6 +281,8 @@ class Database:
 
     def close(self) -> None:
         """Close the connections of all threads; the next use opens them again."""
+        if self._checkpoint is not None:
+            self._checkpoint[0].join()
         with self._lock:
             handles, self._handles = list(self._handles), weakref.WeakSet()
             engine, self._engine = self._engine, None
@@ -427,3 +463,15 @@ def _closing(connection: sqlite3.Connection) -> Iterator[sqlite3.Connection]:
         yield connection
     finally:
         connection.close()
+
+
+def _checkpoint(settings: Settings, opened: list[sqlite3.Connection]) -> None:
+    """Carry the log over into the file, as far as nobody reads or writes what is in it. What is left is done later."""
+    try:
+        opened.append(sqlite.connect(settings))
+        opened[0].execute("PRAGMA wal_checkpoint(PASSIVE)")
+    except sqlite3.Error as error:
+        _log.debug("the log of %s was not carried over: %s", settings.path, error)
+    finally:
+        for connection in opened:
+            connection.close()

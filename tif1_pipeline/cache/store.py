@@ -210,7 +210,7 @@ class Store:
             size = sum(len(blob.data) for blob in parts.values())
             info = replace(info, encryption=keyring.current, compressed_size=size)
         replaced = sa.or_(ENTRIES.c.key == info.key, parts_of(info.key))
-        with self._database.writing() as connection:
+        with self._database.writing(size=info.compressed_size) as connection:
             columns = (ENTRIES.c.key, ENTRIES.c.access_count, ENTRIES.c.encryption)
             former = connection.execute(sa.select(*columns).where(replaced)).all()
             unknown = {row.encryption for row in former} - {None}
