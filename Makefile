@@ -6,7 +6,7 @@ CONSTRAINTS := constraints.txt
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 export PIP_PROGRESS_BAR ?= off
 
-.PHONY: help demo dev test weekend docs format clean
+.PHONY: help demo dev test weekend bench docs format clean
 
 help:  ## Show this list
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -39,6 +39,9 @@ test: .venv/.installed-dev  ## Lint, types and the tests; ALL=1 with those that 
 weekend: .venv/.installed  ## A simulated race weekend under the real daemons, some ten minutes
 	@$(BIN)/python tests/weekend.py
 
+bench: .venv/.installed  ## Measure beside the peers, some twenty minutes; RUNS=n, ONLY=groups, PUBLISH=1
+	@$(BIN)/python -m benchmarks $(if $(RUNS),--runs $(RUNS)) $(if $(ONLY),--only $(ONLY)) $(if $(PUBLISH),--publish)
+
 docs: .venv/.installed  ## Build the documentation to docs/_build/html
 	@test -x $(BIN)/sphinx-build || $(PIP) install --constraint $(CONSTRAINTS) --editable ".[docs]"
 	@$(BIN)/sphinx-build -W --keep-going -q -d docs/_build/doctrees docs docs/_build/html
@@ -49,4 +52,4 @@ format: .venv/.installed-dev  ## Format the code
 	@$(BIN)/ruff check --fix .
 
 clean:  ## Remove what the verbs above made
-	rm -rf .venv .demo .dagster_home .pytest_cache .ruff_cache .hypothesis build docs/_build docs/_generated *.egg-info
+	rm -rf .venv .peers .bench .demo .dagster_home .pytest_cache .ruff_cache .hypothesis build docs/_build docs/_generated *.egg-info

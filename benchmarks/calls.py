@@ -27,6 +27,10 @@ class Calls:
 
     def rows(self) -> Iterator[Row]:
         """Measure everything, row by row."""
+        yield from self._calls()
+        yield from self._readers()
+
+    def _calls(self) -> Iterator[Row]:
         folders = {size: self._scratch / str(size) for size in SIZES}
         for size, folder in folders.items():
             folder.mkdir(parents=True, exist_ok=True)
@@ -48,7 +52,6 @@ class Calls:
                     f"{call} in a cache of {few} entries, compared with {size:,}",
                     values(answers[str(few)], call), f"ours, {size:,} entries", values(answers[str(size)], call),
                 )  # fmt: skip
-        yield from self._readers()
 
     def _readers(self) -> Iterator[Row]:
         folder = self._scratch / "readers"

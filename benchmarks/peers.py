@@ -1,5 +1,6 @@
 """The peers, each in a virtual environment of its own below ``.peers``: some of them need another pandas than we do."""
 
+import ast
 import subprocess
 import sys
 import venv
@@ -40,6 +41,6 @@ def python_of(peer: str) -> Path:
 
 def versions_of(peer: str, *packages: str) -> str:
     """Return the versions of packages in a peer's environment."""
-    code = "import sys; from importlib.metadata import version as of; print(*(f'{p} {of(p)}' for p in sys.argv[1:]), sep=', ')"
+    code = "import sys; from importlib.metadata import version; print([f'{p} {version(p)}' for p in sys.argv[1:]])"
     done = subprocess.run([python_of(peer), "-c", code, *packages], capture_output=True, text=True, check=True)
-    return done.stdout.strip()
+    return ", ".join(ast.literal_eval(done.stdout))

@@ -20,7 +20,7 @@ base.mkdir(parents=True, exist_ok=True)
 warnings.simplefilter("ignore")
 logging.disable(logging.CRITICAL)
 with pa.memory_map(asked["frame"]) as source:
-    frame = source_frame = pa.ipc.open_file(source).read_all().to_pandas()
+    frame = pa.ipc.open_file(source).read_all().to_pandas()
 KEYS = [f"p{number:03}" for number in range(asked["partitions"])]
 partitions = dg.StaticPartitionsDefinition(KEYS)
 TAKES_SEVERAL = name in ("ours", "deltalake", "duckdb")
@@ -55,7 +55,7 @@ else:
     from dagster_duckdb_pandas import DuckDBPandasIOManager
 
     manager, kind = DuckDBPandasIOManager(database=str(base / "store.duckdb"), schema="f1"), pd.DataFrame
-many = kind if IN_ONE_FRAME else dict[str, kind]
+many = kind if IN_ONE_FRAME or len(KEYS) == 1 else dict[str, kind]
 
 
 @dg.asset(
@@ -70,7 +70,7 @@ def made(context: dg.AssetExecutionContext):
 
 
 def count(made) -> int:
-    return len(made) if IN_ONE_FRAME else sum(len(of_one) for of_one in made.values())
+    return sum(map(len, made.values())) if isinstance(made, dict) else len(made)
 
 
 def _loaded(made: many) -> None:
