@@ -1,0 +1,66 @@
+"""After a large write the log is carried over by a thread of its own: nobody waits for it, and it does not grow."""
+
+import os
+import time
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+
+from tif1_pipeline.cache import database
+from tif1_pipeline.cache.connection import JOURNAL_LIMIT
+from tif1_pipeline.keys import EntryKey
+
+LARGE = pa.table({"x": np.random.default_rng(1).random(1_500_000)})  # 12 MB that hardly compress
+
+
+def log_of(cache) -> Path:
+    return Path(f"{cache.get_cache_file()}-wal")
+
+
+def test_the_log_is_carried_over_while_the_cache_stays_open(cache, key):
+    assert cache.write(key, LARGE).stored
+    size = cache.info(key).compressed_size
+    deadline = time.monotonic() + 20
+    while cache.get_cache_file().stat().st_size < size and time.monotonic() < deadline:
+        time.sleep(0.02)
+    assert cache.get_cache_file().stat().st_size >= size
+    cache.clear_memory()
+    assert cache.read(key).value.equals(LARGE)
+
+
+def test_the_log_is_bounded_however_fast_is_written(cache):
+    longest = 0
+    for number in range(24):
+        assert cache.write(EntryKey(f"large{number}", "x"), LARGE).stored
+        longest = max(longest, log_of(cache).stat().st_size)
+    assert longest < JOURNAL_LIMIT + 2 * LARGE.nbytes
+    assert cache.verify_integrity()["valid_entries"] == 24
+
+
+def test_closing_waits_for_it(cache, key):
+    assert cache.write(key, LARGE).stored
+    cache.close()
+    assert not log_of(cache).exists()
+    assert cache.read(key).value.num_rows == LARGE.num_rows
+
+
+def test_a_child_forked_meanwhile_reads_and_writes(cache, key):
+    assert cache.write(key, LARGE).stored
+    child = os.fork()
+    if child == 0:
+        code = 1
+        try:
+            fine = cache.read(key).value.equals(LARGE) and cache.write(EntryKey("of the child", "x"), {"a": 1}).stored
+            code = 0 if fine else 2
+        finally:
+            os._exit(code)
+    assert os.waitpid(child, 0)[1] == 0
+    assert cache.read("of the child", "json").value == {"a": 1}
+    assert cache.verify_integrity()["integrity_pct"] == 100
+
+
+def test_a_small_write_starts_no_thread(cache, key):
+    assert LARGE.nbytes > database._LARGE
+    assert cache.write(key, {"a": 1}).stored
+    assert cache._tiered.file_of(key.text).database._checkpoint is None
