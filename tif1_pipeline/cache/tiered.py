@@ -212,11 +212,12 @@ class Tiered:
         """Convert what was selected, keep it in memory, and hand it out."""
         value = views.convert(selected, view)
         size = len(selected) if isinstance(selected, bytes) else selected.nbytes
+        kept = None
         if self.config.memory_cache_enabled:
-            value = views.to_keep(selected, value, view)
-            self.memory.put(info, on_disk, epoch, view, value, size)
-        elif view.as_ != "json":
-            return value
+            kept = views.to_keep(selected, value, view)
+            self.memory.put(info, on_disk, epoch, view, kept, size)
+        if kept is not value and view.as_ != "json":
+            return value  # nobody else has it
         return views.hand_out(value, view.as_, size)
 
     # ---- writing
