@@ -1,5 +1,6 @@
 """The one place that opens SQLite connections, with every pragma."""
 
+import logging
 import os
 import sqlite3
 import struct
@@ -12,6 +13,8 @@ from typing import NamedTuple
 
 from tif1_pipeline.config import Config
 from tif1_pipeline.exceptions import CacheVersionError
+
+_log = logging.getLogger(__name__)
 
 APPLICATION_ID = 0x54494631
 """``"TIF1"`` in the file header: how a cache is told from any other SQLite database."""
@@ -303,3 +306,20 @@ def set_journal_mode(connection: sqlite3.Connection, *, wal: bool, timeout: floa
         if time.monotonic() > deadline:
             return  # other connections keep the former mode in use; both are correct
         time.sleep(0.01)
+
+
+def carry_log_over(settings: Settings, opened: list[sqlite3.Connection]) -> None:
+    """Write what is in the log to the file, as far as nobody reads or writes it; what is left is done later.
+
+    Args:
+        settings: Of the file.
+        opened: Gets the connection that is used, which a forked child must not let go of.
+    """
+    try:
+        opened.append(connect(settings))
+        opened[0].execute("PRAGMA wal_checkpoint(PASSIVE)")
+    except sqlite3.Error as error:
+        _log.debug("the log of %s was not carried over: %s", settings.path, error)
+    finally:
+        for connection in opened:
+            connection.close()

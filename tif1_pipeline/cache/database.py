@@ -4,7 +4,6 @@ Reads use the raw driver on a connection per thread and never import SQLAlchemy,
 than the read itself. Writes and queries go through SQLAlchemy, on connections that the same function makes.
 """
 
-import logging
 import sqlite3
 import threading
 import time
@@ -21,8 +20,6 @@ from tif1_pipeline.exceptions import CacheError, CacheLockedError, CacheReadOnly
 
 if TYPE_CHECKING:
     import sqlalchemy as sa
-
-_log = logging.getLogger(__name__)
 
 _inherited: list[Any] = []
 """Connections of a parent process: SQLite forbids even closing them in a child, so they must not be collected."""
@@ -239,7 +236,9 @@ class Database:
             driver.execute(f"PRAGMA wal_autocheckpoint={settings.autocheckpoint}")
         if settings.autocheckpoint:
             opened: list[sqlite3.Connection] = []  # held where a forked child finds it
-            thread = threading.Thread(target=_checkpoint, args=(settings, opened), name="tif1-checkpoint", daemon=True)
+            thread = threading.Thread(
+                target=sqlite.carry_log_over, args=(settings, opened), name="tif1-checkpoint", daemon=True
+            )
             self._checkpoint = thread, opened
             thread.start()
 
@@ -463,15 +462,3 @@ def _closing(connection: sqlite3.Connection) -> Iterator[sqlite3.Connection]:
         yield connection
     finally:
         connection.close()
-
-
-def _checkpoint(settings: Settings, opened: list[sqlite3.Connection]) -> None:
-    """Carry the log over into the file, as far as nobody reads or writes what is in it. What is left is done later."""
-    try:
-        opened.append(sqlite.connect(settings))
-        opened[0].execute("PRAGMA wal_checkpoint(PASSIVE)")
-    except sqlite3.Error as error:
-        _log.debug("the log of %s was not carried over: %s", settings.path, error)
-    finally:
-        for connection in opened:
-            connection.close()
