@@ -317,7 +317,16 @@ class Weekend:
             runs and failed == hit,
             f"{len(failed)} of {len(runs)} failed: {[(run.job, run.partition) for run in failed]}",
         )
-        failures = [alert for alert in self.alerts.received if "failed" in alert["title"]]
+        # Several alerts that come together are one message, each of them a line that begins with its kind.
+        failures = [
+            alert
+            for alert in self.alerts.received
+            if any(
+                "failed" in line
+                for line in (alert["title"], *alert["message"].splitlines())
+                if line == alert["title"] or line.startswith("[started]")
+            )
+        ]
         self.expect(
             "one alert told of the failed run",
             len(failures) == 1 and self.key("Race") in failures[0]["message"],
