@@ -28,6 +28,8 @@ _LARGE = 1 << 18
 
 _WORTHWHILE = 0.75
 """What a column must shrink to for zstd to stay."""
+_SMALL = 32 << 10
+"""Bytes of a column that are inflated in no time."""
 
 Rows = tuple[int, int] | pa.Array
 """Rows of a table: the first one and their number, or the number of each."""
@@ -288,7 +290,8 @@ def _codecs_after(footer: Any) -> dict[str, str]:
     codecs = {}
     for number in range(footer.num_columns if footer.num_row_groups else 0):
         column = footer.row_group(0).column(number)
-        pays = column.total_compressed_size < _WORTHWHILE * column.total_uncompressed_size
+        size = column.total_uncompressed_size
+        pays = size < _SMALL or column.total_compressed_size < _WORTHWHILE * size
         codecs[column.path_in_schema] = "zstd" if pays else "none"
     return codecs
 
