@@ -1,5 +1,6 @@
 """Dagster runs of many partitions: what ours cost beside the others', and beside the same work without Dagster."""
 
+import statistics
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -66,10 +67,6 @@ class Runs:
         yield Row(
             f"Dagster: a partition and asset more than without it, {SEASON_SESSIONS} in a run", more,
             "at most", [MOST_MS] * len(more), 1.0,
-            note=f"fetched and stored without Dagster {_median(values(answers, 'without')):.1f} ms; "
-            f"an asset that does nothing costs {_median(nothing):.1f} ms",
+            note=f"fetched and stored without Dagster {statistics.median(values(answers, 'without')):.1f} ms; "
+            f"an asset that does nothing costs {statistics.median(nothing):.1f} ms",
         )  # fmt: skip
-
-
-def _median(of: list[float]) -> float:
-    return sorted(of)[len(of) // 2]
