@@ -14,13 +14,20 @@ from hypothesis import strategies as st
 from polars.testing import assert_frame_equal as assert_polars_equal
 
 from tif1_pipeline import datasets
-from tif1_pipeline.cache import Cache
+from tif1_pipeline.cache import Cache, decoding
 from tif1_pipeline.cache.exact import same
 from tif1_pipeline.exceptions import InvalidDataError
 from tif1_pipeline.keys import EntryKey
 
 KEY = EntryKey("thing", "thing")
 PROPERTY = settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+
+
+@pytest.fixture(autouse=True, params=["at once", "on threads"])
+def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Everything comes back by both ways of reading, the second of which is that of large tables."""
+    if request.param == "on threads":
+        monkeypatch.setattr(decoding, "_LARGE", 0)
 
 
 def stored(cache: Cache, value: Any, backend: Any, **arguments: Any) -> Any:

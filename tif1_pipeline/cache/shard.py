@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from tif1_pipeline.cache.base import EntryInfo, Source
-from tif1_pipeline.cache.codec import Encoded
+from tif1_pipeline.cache.codec import Blob, Encoded
 from tif1_pipeline.cache.database import Database
 from tif1_pipeline.cache.files import File
 from tif1_pipeline.cache.store import Loaded
@@ -180,9 +180,14 @@ class Shard:
         """Return an entry's metadata."""
         return self._look_up(lambda file: file.store.info(key))
 
-    def load(self, key: str, select: Callable[[EntryInfo], Sequence[str]]) -> Loaded | None:
-        """Return an entry's metadata and stored bytes."""
-        return self._look_up(lambda file: file.store.load(key, select))
+    def load(
+        self,
+        key: str,
+        select: Callable[[EntryInfo], Sequence[str]],
+        use: Callable[[EntryInfo, Blob | None], Callable[[Blob], None]] | None = None,
+    ) -> Loaded | None:
+        """Return an entry's metadata and stored bytes; arguments as of the store."""
+        return self._look_up(lambda file: file.store.load(key, select, use))
 
     def _look_up(self, look: Callable[[File], _T | None]) -> _T | None:
         if not self._is_failed():

@@ -7,6 +7,7 @@ import uuid
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
+from functools import partial
 from typing import Any, NamedTuple
 
 from tif1_pipeline import __version__
@@ -103,6 +104,13 @@ class Loaded(NamedTuple):
     blobs: list[Blob]
 
 
+class _Part(NamedTuple):
+    id: int
+    ordinal: int
+    name: str
+    checksum: str
+
+
 class Store:
     """Entries in a SQLite file.
 
@@ -127,16 +135,23 @@ class Store:
             row = handle and handle.connection.execute(_LOOK_UP, (key,)).fetchone()
             return entry_info(row[1:]) if row else None
 
-    def load(self, key: str, select: Callable[[EntryInfo], Sequence[str]]) -> Loaded | None:
+    def load(
+        self,
+        key: str,
+        select: Callable[[EntryInfo], Sequence[str]],
+        use: Callable[[EntryInfo, Blob | None], Callable[[Blob], None]] | None = None,
+    ) -> Loaded | None:
         """Return an entry's metadata and stored bytes.
 
         Args:
             key: Stored key.
             select: Says which parts to read, given the metadata. What it raises is passed on.
+            use: Given the metadata and the header, returns what is called with each part as soon as it is read, in
+                their order, instead of all being returned; called anew if the file is replaced meanwhile.
         """
-        return self._database.stable(lambda: self._load(key, select))
+        return self._database.stable(lambda: self._load(key, select, use))
 
-    def _load(self, key: str, select: Callable[[EntryInfo], Sequence[str]]) -> Loaded | None:
+    def _load(self, key: str, select: Any, use: Any) -> Loaded | None:
         with self._database.reading() as handle:
             if handle is None:
                 return None
@@ -150,40 +165,41 @@ class Store:
                 wanted = select(info)
                 if not wanted:
                     return Loaded(info, None, [])
+                keyring = self._keyring(info)
+                read = partial(self._blob, connection, info, keyring)
                 header, stored = None, {}
-                for part, ordinal, name, checksum in connection.execute(_LOOK_UP_PARTS, row[:1]):
-                    if ordinal == HEADER_ORDINAL:
-                        header = self._blob(connection, part, name, checksum)
+                for part in map(_Part._make, connection.execute(_LOOK_UP_PARTS, row[:1])):
+                    if part.ordinal == HEADER_ORDINAL:
+                        header = read(part)
                     else:
-                        stored[name] = part, ordinal, checksum
+                        stored[part.name] = part
                 if missing := [name for name in wanted if name not in stored]:
                     raise CacheError(f"{key} lacks its parts {missing}", key=key, cause="damaged entry")
-                blobs = [self._blob(connection, stored[name][0], name, stored[name][2]) for name in wanted]
+                blobs: list[Blob] = []
+                take = use(info, header) if use else blobs.append
+                for name in wanted:
+                    take(read(stored[name]))
             finally:
                 connection.execute("ROLLBACK")
-        if info.encryption is None:
-            return Loaded(info, header, blobs)
-        return self._opened(info, header, blobs, [stored[name][1] for name in wanted])
-
-    def _opened(self, info: EntryInfo, header: Blob | None, blobs: list[Blob], ordinals: list[int]) -> Loaded:
-        key_id = info.encryption
-        keyring = Keyring.of(self._database.config)
-        if keyring is None or key_id is None or key_id not in keyring:
-            raise no_key(f"{info.key} cannot be read", {key_id})
-        if header is not None:
-            header = keyring.open_blob(
-                key_id, header, context_of(info.key, info.generation, HEADER_ORDINAL, header.name)
-            )
-        for position, (blob, ordinal) in enumerate(zip(blobs, ordinals, strict=True)):
-            context = context_of(info.key, info.generation, ordinal, blob.name)
-            blobs[position] = keyring.open_blob(key_id, blob, context)
         return Loaded(info, header, blobs)
 
+    def _keyring(self, info: EntryInfo) -> Keyring | None:
+        """Return the keys to open an entry with; None if it is not encrypted."""
+        if info.encryption is None:
+            return None
+        keyring = Keyring.of(self._database.config)
+        if keyring is None or info.encryption not in keyring:
+            raise no_key(f"{info.key} cannot be read", {info.encryption})
+        return keyring
+
     @staticmethod
-    def _blob(connection: sqlite3.Connection, part: int, name: str, checksum: str) -> Blob:
+    def _blob(connection: sqlite3.Connection, info: EntryInfo, keyring: Keyring | None, part: "_Part") -> Blob:
         # With mmap this is one copy out of the mapped file; SELECT assembles the blob page by page.
-        with connection.blobopen("parts", "data", part, readonly=True) as blob:
-            return Blob(name, blob.read(), checksum)
+        with connection.blobopen("parts", "data", part.id, readonly=True) as stored:
+            blob = Blob(part.name, stored.read(), part.checksum)
+        if keyring is None or info.encryption is None:
+            return blob
+        return keyring.open_blob(info.encryption, blob, context_of(info.key, info.generation, part.ordinal, part.name))
 
     # ---- writing
 

@@ -13,11 +13,12 @@ from typing import Any
 from tif1_pipeline import __version__
 from tif1_pipeline.cache import audit, codec, frames, jsonvalue, metrics, views
 from tif1_pipeline.cache.base import Backend, EntryInfo, Hit, Observer, Source, Written
+from tif1_pipeline.cache.decoding import Decoding
 from tif1_pipeline.cache.files import File
 from tif1_pipeline.cache.memory import Entry, Memory
 from tif1_pipeline.cache.shard import Shard
 from tif1_pipeline.cache.shards import Shards
-from tif1_pipeline.cache.store import Loaded, new_info
+from tif1_pipeline.cache.store import new_info
 from tif1_pipeline.cache.views import Content, View
 from tif1_pipeline.config import Config
 from tif1_pipeline.exceptions import (
@@ -177,13 +178,27 @@ class Tiered:
                 return found.parts
             return view.parts or found.parts[:1]
 
+        decoding: Decoding | None = None
+        texts: list[codec.Blob] = []
+
+        def use(found: EntryInfo, header: codec.Blob | None) -> Callable[[codec.Blob], None]:
+            nonlocal decoding, texts
+            if decoding is not None:  # of a file that was replaced meanwhile
+                decoding.close()
+            decoding, texts = None, []
+            if header is None:
+                return texts.append
+            decoding = Decoding(found, header, view, check=self.config.cache_verify_checksum)
+            return decoding.add
+
         try:
             shard = self._shards.of(key)
             epoch = shard.changes()
-            loaded = shard.load(key, select)
-            if loaded is None or not loaded.blobs:
+            if shard.load(key, select, use) is None or (decoding is None and not texts):
                 return None
-            selected = self._decode(loaded, view)
+            selected: Any = self._decode_json(texts[0]) if decoding is None else decoding.value()
+            if view.parts == ():
+                selected = selected.slice(0, 0)
         except CacheVersionError:
             raise
         except CorruptEntryError as error:
@@ -195,23 +210,21 @@ class Tiered:
             else:
                 self.degrade("read", error)
             return None
+        finally:
+            if decoding is not None:
+                decoding.close()
         assert info is not None  # noqa: S101 - load has called select
         return Hit(self._serve(info, info.generation, epoch, selected, view), "disk", info)
 
-    def _decode(self, loaded: Loaded, view: View) -> Any:
-        check = self.config.cache_verify_checksum
-        if loaded.header is None:
-            if check:
-                codec.verify(loaded.blobs[0])
-            return codec.decode_json(loaded.blobs[0])
-        in_order = view.parts is None
-        table = codec.decode_table(loaded.header, loaded.blobs, view.columns_of, in_order=in_order, check=check)
-        return table.slice(0, 0) if view.parts == () else table
+    def _decode_json(self, blob: codec.Blob) -> bytes:
+        if self.config.cache_verify_checksum:
+            codec.verify(blob)
+        return codec.decode_json(blob)
 
     def _serve(self, info: EntryInfo, on_disk: str | None, epoch: int, selected: Any, view: View) -> Any:
         """Convert what was selected, keep it in memory, and hand it out."""
         value = views.convert(selected, view)
-        size = len(selected) if isinstance(selected, bytes) else selected.nbytes
+        size = views.size_of(selected)
         kept = None
         if self.config.memory_cache_enabled:
             kept = views.to_keep(selected, value, view)

@@ -126,6 +126,13 @@ def hand_out(kept: Any, as_: Backend, size: int) -> Any:
     return frame
 
 
-def convert(selected: pa.Table | bytes, view: View) -> Any:
+def convert(selected: Any, view: View) -> Any:
     """Return what was selected for a view as the kind of value it asks for; a JSON value stays a text."""
-    return selected if isinstance(selected, bytes) else frames.from_table(selected, view.as_)
+    return frames.from_table(selected, view.as_) if isinstance(selected, pa.Table) else selected
+
+
+def size_of(selected: Any) -> int:
+    """Return the bytes that a text, a table or a frame takes in memory."""
+    if isinstance(selected, bytes):
+        return len(selected)
+    return selected.nbytes if isinstance(selected, pa.Table) else int(selected.memory_usage(index=False).sum())

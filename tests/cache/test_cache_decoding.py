@@ -1,0 +1,200 @@
+"""Large tables, read on threads while they are loaded: the same as whole ones, and damage is found all the same."""
+
+import os
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pytest
+
+from tif1_pipeline.cache import Cache, codec, decoding, frames, threads
+from tif1_pipeline.keys import EntryKey
+
+ROWS = 300_000
+"""More than two row groups, the last one of another length."""
+PARTS = {"A": 150_001, "B": 140_000, "C": 9_999}
+
+
+def large_table(*, mixed: bool = False) -> pa.Table:
+    random = np.random.default_rng(7)
+    part = np.repeat(list(PARTS), list(PARTS.values()))
+    some = random.random(ROWS) < 0.1
+    if mixed:
+        part = random.permutation(part)
+    return pa.table(
+        {
+            "part": pa.array(part).dictionary_encode(),
+            "float": random.random(ROWS).astype("f4"),
+            "gaps": pa.array(random.random(ROWS), mask=some),
+            "int": random.integers(0, 9, ROWS).astype("i2"),
+            "int_gaps": pa.array(random.integers(0, 9, ROWS), mask=some),
+            "flag": random.random(ROWS) < 0.5,
+            "flag_gaps": pa.array(random.random(ROWS) < 0.5, mask=some),
+            "span": pa.array(random.integers(0, 10**12, ROWS), pa.duration("ns"), mask=some),
+            "day": pa.array(random.integers(0, 10**9, ROWS), pa.timestamp("s")),
+            "there": pa.array(random.integers(0, 10**9, ROWS), pa.timestamp("us", "Europe/Rome")),
+            "words": random.choice(["soft", "medium", "hard"], ROWS),
+            "driver": pa.array(random.choice(["VER", "HAM"], ROWS), mask=some).dictionary_encode(),
+            "nobody": pa.nulls(ROWS, pa.dictionary(pa.int32(), pa.string())),
+            "nothing": pa.nulls(ROWS, pa.float32()),
+        }
+    )
+
+
+def with_metadata(table: pa.Table, index: pd.Index) -> pd.DataFrame:
+    frame = table.to_pandas()
+    frame.index = index
+    frame.attrs = {"track": "Monza"}
+    return frame
+
+
+@pytest.fixture
+def reads_as(cache: Cache, key: EntryKey) -> Callable[..., Any]:
+    def read(value: Any, as_: Any, part_by: str | None = None, **view: Any) -> Any:
+        assert cache.write(key, value, part_by=part_by).stored
+        cache.clear_memory()
+        hit = cache.read(key, as_, **view)
+        assert hit.tier == "disk"
+        return hit.value
+
+    return read
+
+
+@pytest.mark.parametrize("part_by", [None, "part"])
+@pytest.mark.parametrize("mixed", [False, True], ids=["in a row", "mixed"])
+def test_a_table_without_metadata(reads_as, part_by, mixed):
+    table = large_table(mixed=mixed)
+    expected = frames.to_pandas(table)
+    pd.testing.assert_frame_equal(reads_as(table, "pandas", part_by), expected, check_exact=True)
+    assert reads_as(table, "arrow", part_by).equals(table)
+    some = ["span", "int_gaps", "flag"]
+    pd.testing.assert_frame_equal(reads_as(table, "pandas", part_by, columns=some), expected[some], check_exact=True)
+
+
+@pytest.mark.parametrize("part_by", [None, "part"])
+@pytest.mark.parametrize(
+    "index",
+    [
+        pd.RangeIndex(ROWS),
+        pd.RangeIndex(5, 5 + 2 * ROWS, 2, name="lap"),
+        pd.Index(np.arange(ROWS)[::-1], name="number"),
+    ],
+    ids=["default", "range", "values"],
+)
+def test_a_pandas_frame(reads_as, part_by, index):
+    frame = with_metadata(large_table().drop_columns(["int_gaps", "flag_gaps"]), index)
+    back = reads_as(frame, "pandas", part_by)
+    pd.testing.assert_frame_equal(back, frame, check_exact=True, check_index_type="exact")
+    assert back.attrs == frame.attrs
+    assert back.index.name == index.name
+
+
+def test_parts_that_are_asked_for_alone(reads_as):
+    table = large_table()
+    frame = with_metadata(table.drop_columns(["int_gaps", "flag_gaps"]), pd.RangeIndex(7, 7 + ROWS))
+    back = reads_as(frame, "pandas", "part", parts=["C", "A"])
+    a, b = PARTS["A"], PARTS["B"]
+    expected = pd.concat([frame.iloc[a + b :], frame.iloc[:a]], ignore_index=True)
+    pd.testing.assert_frame_equal(back, expected, check_exact=True)
+
+
+def test_a_frame_is_its_readers_own(reads_as, cache, key):
+    """Neither what is kept in memory nor another reader's frame changes with it; it can be written to."""
+    table = large_table()
+    frame = reads_as(table, "pandas", "part")
+    for name, value in [("float", 1.0), ("int", 3), ("flag", True), ("day", pd.Timestamp(0)), ("driver", "HAM")]:
+        frame.loc[5, name] = value
+    frame["flag"].array._data[:] = False
+    pd.testing.assert_frame_equal(cache.read(key, "pandas").value, frames.to_pandas(table), check_exact=True)
+
+
+@pytest.mark.parametrize("as_", ["pandas", "arrow"])
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda blob: blob[:-40],
+        lambda blob: b"",
+        lambda blob: blob[:2000] + bytes(64) + blob[2064:],
+        lambda blob: blob[: len(blob) // 2],
+    ],
+    ids=["cut", "empty", "zeroed", "halved"],
+)
+def test_damage_is_found_and_removed(open_cache, config, key, as_, damage):
+    config.cache_verify_checksum = True
+    cache = open_cache()
+    table = large_table()
+    assert cache.write(key, table, part_by="part").stored
+    with cache._tiered.file_of(key.text).database.raw(5) as connection:
+        rowid, data = connection.execute("SELECT id, data FROM parts WHERE name = 'B'").fetchone()
+        connection.execute("UPDATE parts SET data = ? WHERE id = ?", (damage(data), rowid))
+    cache.clear_memory()
+    assert cache.read(key, as_) is None
+    assert cache.info(key) is None
+    assert cache.write(key, table, part_by="part").stored
+    cache.clear_memory()
+    assert len(cache.read(key, as_).value) == ROWS
+
+
+@pytest.mark.parametrize("as_", ["pandas", "arrow"])
+@pytest.mark.parametrize(
+    "other",
+    [
+        lambda table: table.slice(0, 100),
+        lambda table: table.cast(table.schema.set(1, pa.field("float", pa.float64()))),
+        lambda table: table.select(["part", "float"]),
+        lambda table: pa.concat_tables([table, table]),
+    ],
+    ids=["fewer rows", "another type", "fewer columns", "more rows"],
+)
+def test_a_part_of_another_table_is_never_taken_for_this_one(config, key, open_cache, as_, other):
+    """Sound Parquet, of a sound checksum, that does not belong there."""
+    cache = open_cache()
+    table = large_table()
+    assert cache.write(key, table, part_by="part").stored
+    wrong = next(blob for blob in codec.encode_table(other(table), 3, "part").blobs if blob.name == "A").data
+    with cache._tiered.file_of(key.text).database.raw(5) as connection:
+        connection.execute("UPDATE parts SET data = ?, checksum = ? WHERE name = 'A'", (wrong, codec.crc(wrong)))
+    cache.clear_memory()
+    assert cache.read(key, as_) is None
+
+
+def test_nothing_is_left_of_a_reading_that_failed(cache, key, monkeypatch):
+    """Its tasks do not keep the threads from others."""
+    assert cache.write(key, large_table(), part_by="part").stored
+    cache.clear_memory()
+
+    def fail(self, part, start):
+        raise pa.ArrowInvalid("no")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("tif1_pipeline.cache.assembly.Assembly.fill", fail)
+        assert cache.read(key, "pandas") is None
+    assert threads.each(abs, [-1, -2, -3]) == [1, 2, 3]
+
+
+def test_threads_in_a_forked_child():
+    assert threads.each(abs, [-1, -2]) == [1, 2]
+    child = os.fork()
+    if not child:
+        os._exit(0 if threads.each(abs, [-3, -4]) == [3, 4] else 1)
+    assert os.waitpid(child, 0)[1] == 0
+
+
+def test_work_is_done_where_no_thread_can_be_had(monkeypatch):
+    def refuse(*_: Any) -> None:
+        raise RuntimeError("can't start new thread")
+
+    monkeypatch.setattr("concurrent.futures.ThreadPoolExecutor.submit", refuse)
+    assert threads.each(abs, [-1, -2]) == [1, 2]
+    with pytest.raises(TypeError):
+        threads.each(abs, ["x", "y"])
+
+
+def test_small_tables_take_no_thread(cache, key, monkeypatch):
+    monkeypatch.setattr(threads, "submit", None)
+    assert cache.write(key, pa.table({"n": [1, 2]})).stored
+    cache.clear_memory()
+    assert cache.read(key, "pandas").value["n"].tolist() == [1, 2]
+    assert decoding._LARGE > 1 << 20

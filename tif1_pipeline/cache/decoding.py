@@ -1,0 +1,111 @@
+"""Large tables, decoded on threads while their parts are still being read from the file."""
+
+import threading
+from concurrent.futures import Future
+from typing import Any
+
+import pyarrow as pa
+
+from tif1_pipeline.cache import codec, frames, parquet, threads
+from tif1_pipeline.cache.assembly import Assembly
+from tif1_pipeline.cache.base import EntryInfo
+from tif1_pipeline.cache.codec import Blob
+from tif1_pipeline.cache.views import View
+from tif1_pipeline.exceptions import CorruptEntryError
+
+_LARGE = 4 << 20
+"""Bytes in memory from which threads are worth their start."""
+
+
+class Decoding:
+    """One reading of a table.
+
+    Args:
+        info: Of the entry.
+        header: Of the entry.
+        view: What of it is read, and as what.
+        check: Compare checksums first.
+
+    Raises:
+        CorruptEntryError: The header does not decode.
+        InvalidDataError: The table has no such column.
+    """
+
+    def __init__(self, info: EntryInfo, header: Blob, view: View, *, check: bool) -> None:
+        self._view = view
+        self._check = check
+        self._rows = info.rows
+        self._empty, self._columns = codec.open_header(header, view.columns_of)
+        self._blobs: list[Blob] = []
+        self._parts: list[Future[pa.Table]] = []
+        self._schema: pa.Schema | None = None
+        self._filled = 0
+        self._assembly: Assembly | None = None
+        self._room = threading.Semaphore(2 * threads.NUMBER)
+        read = 1.0 if view.parts is None or not info.parts else len(view.parts) / len(info.parts)
+        self._is_large = read * info.size_bytes >= _LARGE
+        if self._is_large and view.as_ == "pandas" and view.parts is None:
+            self._assembly = Assembly.of(self._empty, frames.to_pandas(self._empty), info.rows)
+
+    def add(self, blob: Blob) -> None:
+        """Take the next part.
+
+        Raises:
+            CorruptEntryError: It is not what was stored.
+        """
+        if not self._is_large:
+            self._blobs.append(blob)
+            return
+        if self._check:
+            codec.verify(blob)
+        with codec.translated():
+            schema, groups = parquet.layout(blob.data)
+            if self._schema is None:
+                self._schema = schema
+                if codec.ROW in schema.names:  # the parts' rows are not in the table's order
+                    self._assembly = None
+                if self._assembly is not None:
+                    self._assembly.prepare(schema)
+        if not schema.equals(self._schema):
+            raise CorruptEntryError(f"part {blob.name!r} has other columns than the first", part=blob.name)
+        for number, rows in enumerate(groups):
+            self._room.acquire()  # else all that is stored is in memory at once, which takes the time to map it too
+            part = threads.submit(self._decode, blob, number, rows, self._filled)
+            part.add_done_callback(lambda _: self._room.release())
+            self._parts.append(part)
+            self._filled += rows
+
+    def _decode(self, blob: Blob, group: int, rows: int, start: int) -> pa.Table:
+        part = codec.read_part(blob, self._columns, group)
+        if part.num_rows != rows or (self._assembly is not None and start + rows > self._rows):
+            raise CorruptEntryError(f"part {blob.name!r} holds other rows than it says", part=blob.name)
+        if self._assembly is None:
+            return part
+        with codec.translated():
+            return self._assembly.fill(part, start)
+
+    def value(self) -> Any:
+        """Return the table; where a pandas frame is wanted, maybe that already.
+
+        Raises:
+            CorruptEntryError: It does not decode.
+        """
+        if self._is_large:
+            parts = [part.result() for part in self._parts]
+        else:
+            for blob in self._blobs if self._check else ():
+                codec.verify(blob)
+            parts = [codec.read_part(blob, self._columns) for blob in self._blobs]
+            self._filled = sum(part.num_rows for part in parts)
+        is_whole = self._view.parts is None
+        if is_whole and self._filled != self._rows:
+            raise CorruptEntryError(f"{self._filled} rows are stored, {self._rows} were expected")
+        if self._assembly is None:
+            return codec.put_together(parts, self._empty, in_order=is_whole)
+        with codec.translated():
+            return self._assembly.frame(parts)
+
+    def close(self) -> None:
+        """Give up what is not begun."""
+        for part in self._parts:
+            part.cancel()
