@@ -29,6 +29,24 @@ REMARKS = {
 }
 
 
+def write_frame(server: str, scratch: Path, table: str) -> Path:
+    """Write a table of the race to a file that every interpreter can read, unless it is there; returns the file."""
+    path = scratch / "frames" / f"{table}.arrow"
+    if path.exists():
+        return path
+    path.parent.mkdir(exist_ok=True)
+    config = tif1.get_config()
+    config.cdn_urls = f"{server}/0/TracingInsights/{{year}}@main"
+    config.schedule_urls = f"{server}/0/theOehrly/f1schedule@master/schedule_{{year}}.json"
+    config.cache_dir = path.parent / "source"
+    session = tif1.get_session(YEAR, EVENT, "Race")
+    value = get_reader().table(session.key, table).value.unify_dictionaries().combine_chunks()
+    with pa.OSFile(str(path), "wb") as file, pa.ipc.new_file(file, value.schema) as writer:
+        writer.write_table(value)
+    tif1.close()
+    return path
+
+
 class Managers:
     """The comparison.
 
@@ -41,24 +59,7 @@ class Managers:
     def __init__(self, server: str, scratch: Path, runs: int) -> None:
         self._scratch = scratch / "managers"
         self._runs = max(2, runs // 2)  # each run is a median of several already
-        self._write_frames(server)
-
-    def _write_frames(self, server: str) -> None:
-        """Write the tables to files that every interpreter can read."""
-        self._scratch.mkdir(parents=True, exist_ok=True)
-        config = tif1.get_config()
-        config.cdn_urls = f"{server}/0/TracingInsights/{{year}}@main"
-        config.schedule_urls = f"{server}/0/theOehrly/f1schedule@master/schedule_{{year}}.json"
-        config.cache_dir = self._scratch / "source"
-        session = tif1.get_session(YEAR, EVENT, "Race")
-        for name in TABLES:
-            table = get_reader().table(session.key, name).value.unify_dictionaries().combine_chunks()
-            with pa.OSFile(str(self._frame(name)), "wb") as file, pa.ipc.new_file(file, table.schema) as writer:
-                writer.write_table(table)
-        tif1.close()
-
-    def _frame(self, table: str) -> Path:
-        return self._scratch / f"{table}.arrow"
+        self._frames = {table: write_frame(server, scratch, table) for table in TABLES}
 
     def rows(self) -> Iterator[Row]:
         """Measure everything, row by row."""
@@ -78,7 +79,7 @@ class Managers:
         """What one telemetry frame takes: stored once, in a folder of its own."""
         folder = self._scratch / side / "once"
         if not folder.exists():
-            frame = str(self._frame("telemetry"))
+            frame = str(self._frames["telemetry"])
             ask(side, "managers.py", manager=side, table="telemetry", phase="once", folder=str(folder), frame=frame)
         return disk_mb(folder)
 
@@ -88,7 +89,7 @@ class Managers:
             {
                 side: lambda side=side: ask(
                     side, "managers.py", manager=side, table=table, phase=phase, what=what,
-                    folder=str(self._scratch / side / table), frame=str(self._frame(table)),
+                    folder=str(self._scratch / side / table), frame=str(self._frames[table]),
                 )
                 for side in ("ours", *PEERS)
             },

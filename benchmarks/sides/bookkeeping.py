@@ -42,7 +42,8 @@ def without_dagster():
         get_cache().write(key.entry("laps"), get_reader().fetch(key, "laps").table)
 
 
-def in_dagster(instance):
+def in_dagster(instance, *, plots):
+    config.plots = plots
     result = dg.materialize(
         list(defs.assets or ()),
         selection=dg.AssetSelection.assets("laps"),
@@ -56,7 +57,8 @@ def in_dagster(instance):
 with dg.DagsterInstance.local_temp(str(folder)) as instance:
     work = {
         "without": without_dagster,
-        "within": lambda: in_dagster(instance),
+        "within": lambda: in_dagster(instance, plots=False),
+        "drawing": lambda: in_dagster(instance, plots=True),
         "nothing": lambda: dg.materialize([nothing], instance=instance, **options),
     }
     for each in work.values():  # the first warms imports, connections and instance

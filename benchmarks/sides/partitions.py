@@ -99,6 +99,7 @@ with dg.DagsterInstance.local_temp(str(base)) as instance:
 
     dg.materialize([made], partition_key=KEYS[0], **common)  # imports and tables of the instance
     out = timed(materialize)[0]
-    answer(out_ms=out, in_ms=timed(load)[0])
+    # deltalake's refuses to load several: "Array partition values are not yet supported".
+    answer(out_ms=out, in_ms=None if name == "deltalake" and len(KEYS) > 1 else timed(load)[0])
 sys.stdout.flush()
 os._exit(0)  # the threads of deltalake abort the interpreter at its end

@@ -293,7 +293,7 @@ def _check_columns(table: pa.Table) -> None:
         seen.add(name)
 
 
-def _write(plain: pa.Table, level: int, codecs: dict[str, str]) -> tuple[bytes, str, bytes]:
+def _write(plain: pa.Table, level: int, codecs: dict[str, str] | str) -> tuple[bytes, str, bytes]:
     """Encode a part; returns the bytes with their checksum and digest."""
     data, _ = _to_parquet(plain, level, codecs)
     return data, crc(data), digest(data)
@@ -338,13 +338,15 @@ def _to_parquet(plain: pa.Table, level: int, codecs: dict[str, str] | str) -> tu
     return sink.getvalue().to_pybytes(), columns
 
 
-def _codecs(trial: pa.Table, level: int) -> dict[str, str]:
+def _codecs(trial: pa.Table, level: int) -> dict[str, str] | str:
     """Return how to compress columns, by what becomes of their first rows.
 
     Small ones with zstd, which makes the smallest. Accelerations and times of a race's telemetry shrink by a fifth, and
     would take longer to inflate than to decode. Of its other measurements, whose bytes BYTE_STREAM_SPLIT has sorted,
     lz4 makes nearly as little as zstd and inflates them in a fifth of the time.
     """
+    if trial.num_rows * 8 < _SMALL:
+        return "zstd"
     small, smaller = _to_parquet(trial, level, "zstd")[1], _to_parquet(trial, level, "lz4")[1]
     codecs = {}
     for path, column in small.items():
