@@ -83,7 +83,7 @@ def in_child(work: Callable[[], Any], *, user: User | None = None, seconds: floa
         try:
             os.setsid()
             os.close(receive)
-            faulthandler.dump_traceback_later(seconds - 1, exit=True)
+            faulthandler.register(signal.SIGUSR1)  # not its timer, whose thread is not there after a second fork
             if user is not None:
                 os.setgroups(user.groups)
                 os.setgid(user.gid)
@@ -110,6 +110,9 @@ def in_child(work: Callable[[], Any], *, user: User | None = None, seconds: floa
             if not more:
                 break
             data += more
+        else:
+            os.kill(child, signal.SIGUSR1)  # it shows where it is
+            time.sleep(0.2)
     finally:
         os.close(receive)
         with suppress(ProcessLookupError):
