@@ -272,6 +272,101 @@ def test_a_read_only_folder_is_skipped(config: Config, cache: Cache, key: EntryK
     assert not cache.write(key, TABLE).stored
 
 
+def test_a_file_that_was_read_only_for_a_while_is_written_again(cache: Cache, run: Callable[..., str]) -> None:
+    cache.write(EntryKey("small", "x"), {"a": 1})
+    cache.close()
+    script = """
+    logging.disable()
+    config.cache_dir.chmod(0o777)
+    user = 20001 if os.geteuid() == 0 else os.geteuid()  # permissions do not stop root
+    if os.geteuid() == 0:
+        for path in (config.cache_dir, *config.cache_dir.iterdir()):
+            os.chown(path, user, user)
+    cache.write(key, table(1))  # imports what it needs
+    cache.read(key)
+    cache.close()
+    if os.geteuid() == 0:
+        os.setgid(user)
+        os.setuid(user)
+        os.chdir("/")
+    config.cache_path.chmod(0o400)
+    for number in range(2):
+        assert not cache.write(key, table(2)).stored
+        assert cache.read("small", "json").value == {"a": 1}
+    config.cache_path.chmod(0o640)
+    print(cache.write(key, table(3)).reason)
+    """
+    if os.geteuid() == 0:
+        for folder in (cache.get_cache_dir().parents):
+            if folder.stat().st_mode & 0o011 != 0o011:
+                folder.chmod(folder.stat().st_mode | 0o011)
+    assert run(script) == "None\n"
+
+
+def test_a_file_that_another_one_replaces_is_not_mixed_with_its_log(
+    config: Config, open_cache: Callable[..., Cache], key: EntryKey, tmp_path: Path
+) -> None:
+    tables = [pa.table({"n": random.Random(seed).choices(range(10**12), k=20_000)}) for seed in range(2)]
+    cache, other = open_cache(), open_cache(Config(cache_dir=tmp_path / "other"))
+    for _ in range(2):  # what the first writes goes into the file itself, which is made then
+        cache.write(key, tables[0])
+    other.write(key, tables[1])
+    other.close()
+    assert Path(f"{config.cache_path}-wal").stat().st_size  # the log of the former file
+    other.get_cache_file().replace(config.cache_path)
+    assert cache.read(key).value == tables[1]
+    assert cache.verify_integrity()["integrity_pct"] == 100
+    assert open_cache().read(key).value == tables[1]
+
+
+@pytest.mark.parametrize("suffixes", [("-wal",), ("-shm",), ("-wal", "-shm")])
+@pytest.mark.parametrize("garbage", [False, True])
+def test_what_is_written_after_the_log_was_deleted_is_there_for_others(
+    config: Config,
+    cache: Cache,
+    key: EntryKey,
+    run: Callable[..., str],
+    caplog: pytest.LogCaptureFixture,
+    suffixes: tuple[str, ...],
+    garbage: bool,
+) -> None:
+    cache.write(EntryKey("before", "x"), {"a": 1})
+    assert cache.read(key) is None
+    for suffix in suffixes:
+        path = Path(f"{config.cache_path}{suffix}")
+        size = path.stat().st_size
+        path.unlink()
+        if garbage:
+            path.write_bytes(random.Random(size).randbytes(size))
+    assert cache.write(key, TABLE).stored
+    assert "-wal and -shm" in caplog.text
+    assert run("print(cache.read(key).value.num_rows, cache.read('before', 'json').value)") == "5000 {'a': 1}\n"
+    caplog.clear()
+    assert cache.write(key, TABLE).stored
+    assert not caplog.text
+
+
+def test_connections_that_come_and_go_are_no_deleted_log(
+    cache: Cache, config: Config, key: EntryKey, caplog: pytest.LogCaptureFixture
+) -> None:
+    def look() -> None:
+        cache.read(key)
+        cache.clear_memory()
+
+    for number in range(6):
+        cache.write(key, TABLE)
+        thread = threading.Thread(target=look)
+        thread.start()
+        thread.join()
+        config.cache_mmap_size = (number % 2) << 20
+        if number == 3:
+            cache.vacuum()
+            cache.checkpoint()
+        if number == 4:
+            cache.close()
+    assert not caplog.text
+
+
 def test_a_file_whose_tables_are_damaged_is_healed_by_a_write_alone(
     config: Config, open_cache: Callable[..., Cache], key: EntryKey
 ):

@@ -1,6 +1,8 @@
 """Entries that are known to be out of date: refreshed at their next use, served where that fails."""
 
 import logging
+import sqlite3
+import time
 from collections.abc import Callable
 from datetime import timedelta
 
@@ -99,3 +101,15 @@ def test_a_read_only_cache_refuses(config: Config, cache: Cache, key: EntryKey) 
     config.cache_readonly = True
     with pytest.raises(CacheReadOnlyError):
         cache.outdate(key)
+
+
+def test_an_entry_that_a_wrong_clock_stored_in_the_future_has_expired(config: Config, cache: Cache, key: EntryKey):
+    with sqlite3.connect(config.cache_path) as connection:
+        connection.execute("UPDATE entries SET created_at = ?", (time.time() + 3600,))
+    connection.close()
+    config.cache_ttl = "1d"
+    assert [entry["key"] for entry in cache.get_expired_entries()] == [key.text]
+    fetch = Cdn(Fresh(NEW))
+    assert cache.read_through(key, fetch, max_age=timedelta(days=1)).value == NEW
+    assert cache.get_expired_entries() == []
+    assert cache.read_through(key, fetch, max_age=timedelta(days=1)).tier == "memory"

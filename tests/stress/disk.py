@@ -767,7 +767,7 @@ class Clock:
         time.time = lambda: real_time() + clock.offset
         for module in list(sys.modules.values()):
             ours = isinstance(module, ModuleType) and module.__name__.startswith("tif1_pipeline")
-            if ours and getattr(module, "datetime", None) is real:
+            if ours and vars(module).get("datetime") is real:
                 module.datetime = Moved  # type: ignore[attr-defined]
 
 

@@ -8,6 +8,9 @@ from tif1_pipeline.config import Config
 OF_THE_CALENDAR = ("schedule", "session_info")
 """What these tables say follows from the season's calendar, and settles with the season."""
 
+AHEAD = timedelta(minutes=5)
+"""An entry that was stored further ahead was stored by a clock that was wrong: how old it is, is not known."""
+
 
 def is_young(info: EntryInfo | None, max_age: timedelta | None) -> bool:
     """Tell whether an entry has not expired; one that is in memory alone has no known age."""
@@ -15,7 +18,7 @@ def is_young(info: EntryInfo | None, max_age: timedelta | None) -> bool:
         return max_age is None
     if info.created_at == OUTDATED:
         return False
-    return max_age is None or datetime.now(UTC) - info.created_at <= max_age
+    return max_age is None or -AHEAD <= datetime.now(UTC) - info.created_at <= max_age
 
 
 def max_age(config: Config, data_type: str, year: int | None, stored_at: datetime | None) -> timedelta | None:

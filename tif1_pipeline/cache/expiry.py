@@ -7,7 +7,7 @@ from typing import Any
 import sqlalchemy as sa
 
 from tif1_pipeline.cache import entries
-from tif1_pipeline.cache.ages import OF_THE_CALENDAR, max_age
+from tif1_pipeline.cache.ages import AHEAD, OF_THE_CALENDAR, max_age
 from tif1_pipeline.cache.base import OUTDATED
 from tif1_pipeline.cache.schema import ENTRIES
 from tif1_pipeline.cache.tiered import Tiered
@@ -41,4 +41,5 @@ def expired(tiered: Tiered) -> list[dict[str, Any]]:
 def _older(now: float, age: timedelta | None) -> sa.ColumnElement[bool]:
     if age is None:
         return ENTRIES.c.created_at <= OUTDATED.timestamp()
-    return ENTRIES.c.created_at < now - age.total_seconds()
+    ahead = ENTRIES.c.created_at > now + AHEAD.total_seconds()
+    return sa.or_(ENTRIES.c.created_at < now - age.total_seconds(), ahead)

@@ -213,7 +213,7 @@ def _clock(path: Path, connection: sqlite3.Connection) -> Iterator[Check]:
         yield warning(
             "clock",
             f"{number:,} entries of {path} were stored in the future, up to {_moment(latest)}; it is {_moment(now)} "
-            "here. They do not expire until then",
+            "here. How old they are is not known: where an age is set after which entries expire, they have",
             "Set the clock of this machine, or of the one that stored them (timedatectl); invalidate them to have "
             "them fetched again",
         )
