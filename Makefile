@@ -6,7 +6,7 @@ CONSTRAINTS := constraints.txt
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 export PIP_PROGRESS_BAR ?= off
 
-.PHONY: help demo dev test weekend bench docs format clean
+.PHONY: help demo dev test audit weekend bench docs format clean
 
 help:  ## Show this list
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -36,6 +36,15 @@ test: .venv/.installed-dev  ## Lint, types and the tests; ALL=1 with those that 
 	@$(BIN)/basedpyright --level error
 	@$(BIN)/pytest -n 2 --dist loadfile $(if $(ALL),,-m "not slow") $(ARGS)
 
+# In an environment of its own: what it depends on is nobody else's business.
+.audit/.installed: Makefile
+	@$(PYTHON) -m venv .audit
+	@.audit/bin/python -m pip --disable-pip-version-check --quiet install pip-audit==2.10.1
+	@touch $@
+
+audit: .audit/.installed  ## Known vulnerabilities of the pinned dependencies
+	@.audit/bin/python .ci/audit.py
+
 weekend: .venv/.installed  ## A simulated race weekend under the real daemons, some ten minutes
 	@$(BIN)/python tests/weekend.py
 
@@ -52,4 +61,4 @@ format: .venv/.installed-dev  ## Format the code
 	@$(BIN)/ruff check --fix .
 
 clean:  ## Remove what the verbs above made
-	rm -rf .venv .peers .bench .demo .dagster_home .pytest_cache .ruff_cache .hypothesis build docs/_build docs/_generated *.egg-info
+	rm -rf .venv .audit .peers .bench .demo .dagster_home .pytest_cache .ruff_cache .hypothesis build docs/_build docs/_generated *.egg-info

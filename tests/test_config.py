@@ -146,3 +146,15 @@ def test_loopback_may_be_plain_http_and_lists_are_split():
 def test_every_setting_says_what_it_does():
     assert all(setting_help().values())
     assert set(setting_help()) == set(Config().to_dict())
+
+
+@pytest.mark.parametrize(
+    "url", ["http://me:hunter2@127.0.0.1:1", "http://me:x@hunter2@127.0.0.1:1", "http://127.0.0.1:1/?token=hunter2"]
+)
+def test_what_is_secret_in_a_url_is_not_shown(url: str) -> None:
+    config = Config(webserver_url=url)
+    assert "hunter2" not in repr(config) + str(config.to_dict())
+    assert "127.0.0.1:1" in config.to_dict()["webserver_url"]
+    with pytest.raises(ConfigError) as error:
+        Config(cdn_urls=[url.replace("http:", "https:")])
+    assert "hunter2" not in str(error.value)

@@ -330,7 +330,8 @@ def _shown(name: str, value: Any) -> Any:
 
 
 def _without_passwords(text: str) -> str:
-    return re.sub(r"//[^/@\s]*@", "//***@", text)
+    """Mask what may carry credentials in the URLs of a text: user and password, query and fragment."""
+    return re.sub(r"(://[^\s'\"?#]*)[?#][^\s'\"]*", r"\1?***", re.sub(r"//[^/\s'\"]*@", "//***@", text))
 
 
 def _unknown_setting(name: str) -> ConfigError:

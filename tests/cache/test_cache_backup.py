@@ -193,9 +193,10 @@ def test_an_old_backup_goes_only_when_the_new_one_is_complete(cache: Cache, key:
     assert listed(tmp_path / "b") == [old.name]
 
 
-def test_files_are_closed_to_others_whatever_the_umask(cache: Cache, key: EntryKey, tmp_path: Path) -> None:
+@pytest.mark.parametrize("mask", [0o000, 0o777])
+def test_files_are_closed_to_others_whatever_the_umask(cache: Cache, key: EntryKey, tmp_path: Path, mask: int) -> None:
     cache.write(key, {"a": 1})
-    before = os.umask(0)
+    before = os.umask(mask)
     try:
         path = cache.backup(tmp_path / "a" / "b")
         cache.restore(path)

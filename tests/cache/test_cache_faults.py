@@ -297,7 +297,7 @@ def test_a_file_that_was_read_only_for_a_while_is_written_again(cache: Cache, ru
     print(cache.write(key, table(3)).reason)
     """
     if os.geteuid() == 0:
-        for folder in (cache.get_cache_dir().parents):
+        for folder in cache.get_cache_dir().parents:
             if folder.stat().st_mode & 0o011 != 0o011:
                 folder.chmod(folder.stat().st_mode | 0o011)
     assert run(script) == "None\n"

@@ -239,3 +239,47 @@ def test_a_journal_of_a_process_that_died_is_no_reason_to_read_half_a_change(
         cache.get_stats()
     assert open_cache(Config(cache_dir=config.cache_dir, cache_wal_mode=False)).read(key).value["n"][0].as_py() == 1
     assert cache.read(key).value.num_rows == 100_000
+
+
+BECOME = """
+    for folder in config.cache_dir.parents:  # the temporary folder of the tests is its owner's alone
+        if folder.stat().st_mode & 0o011 != 0o011:
+            folder.chmod(folder.stat().st_mode | 0o011)
+    warm = Cache(Config(cache_dir=config.cache_dir.with_name("warm")))  # imports what another user cannot read
+    warm.write(key, table(1)); warm.read(key); warm.get_stats(); warm.close()
+    os.setgroups([]); os.setgid(20001); os.setuid(20001)
+"""
+as_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root can turn into another user")
+
+
+@as_root
+def test_who_may_not_look_into_the_folder_gets_what_is_fetched(
+    filled: Config, start: Callable[..., subprocess.Popen[str]]
+):
+    filled.cache_dir.chmod(0o700)
+    process = start(f"""{BECOME}
+    config.cache_readonly = True
+    print(cache.read(key), cache.read_through(key, lambda _: Fresh(table(2))).tier, cache.get_degraded() != {{}})
+    """)
+    output, errors = process.communicate(timeout=60)
+    assert output == "None cdn True\n", errors
+    assert "Permission denied" in errors
+
+
+@as_root
+def test_who_may_not_write_the_file_leaves_no_log_that_its_owner_cannot_write(
+    filled: Config, start: Callable[..., subprocess.Popen[str]], open_cache: Callable[..., Cache], key: EntryKey
+):
+    filled.cache_dir.chmod(0o777)
+    filled.cache_path.chmod(0o644)
+    process = start(f"""{BECOME}
+    print(cache.read_through(key, lambda _: Fresh(table(2))).tier)
+    print(cache.write(key, table(3)).reason)
+    """)
+    output, errors = process.communicate(timeout=60)
+    assert output.startswith("cdn\n"), errors
+    assert "cache_readonly" in output
+    assert set(listing(filled.cache_dir)) == {"tif1_cache.db"}
+    owner = open_cache(filled)
+    assert owner.read(key).value["n"][0].as_py() == 1
+    assert owner.write(key, TABLE).stored

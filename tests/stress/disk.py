@@ -6,7 +6,6 @@ The clock cannot be set for one process alone: ``time.time`` and ``datetime.now`
 are moved instead; times of files are not.
 """
 
-import importlib
 import logging
 import os
 import resource
@@ -885,9 +884,7 @@ def clock_and_upkeep(folder: Path, plan: Plan, row: Row) -> None:
 
 def cases(plan: Plan) -> list[Case]:
     """Return what is tried."""
-    lazy = "manage backup cleanup export health importing integrity stats transfer upkeep"
-    for name in lazy.split():
-        importlib.import_module(f"tif1_pipeline.cache.{name}")  # so that each forked child has it
+    nursery.import_all()
     table(0)  # numpy's generators too: another user may not be able to read the library
     found: list[Case] = [
         ("the disk is full while entries are read and written", full_while_writing),

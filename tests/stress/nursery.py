@@ -10,6 +10,7 @@ import importlib
 import json
 import os
 import pickle
+import pkgutil
 import signal
 import subprocess
 import sys
@@ -124,6 +125,15 @@ def in_child(work: Callable[[], Any], *, user: User | None = None, seconds: floa
     if not is_done:
         raise RuntimeError(answer)
     return answer
+
+
+def import_all() -> None:
+    """Import what the cache imports late, so that each forked child has it, also one that cannot read the library."""
+    import tif1_pipeline.cache
+
+    for module in pkgutil.iter_modules(tif1_pipeline.cache.__path__, "tif1_pipeline.cache."):
+        importlib.import_module(module.name)
+    importlib.import_module("importlib.readers")
 
 
 def main() -> None:

@@ -19,7 +19,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from tif1_pipeline.cache.connection import DIRECTORY_MODE, FILE_MODE, LAYOUT_VERSION
+from tif1_pipeline.cache.connection import FILE_MODE, LAYOUT_VERSION
 from tif1_pipeline.exceptions import CacheError, CacheVersionError, CorruptEntryError
 
 FORMAT = 1
@@ -91,9 +91,7 @@ def write(path: Path, manifest: Manifest, folder: Path, on_bytes: OnBytes) -> No
     """Write an archive of the files of a folder and sync it to disk; ``path`` must not exist."""
     import zstandard
 
-    descriptor = os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, FILE_MODE)
-    with os.fdopen(descriptor, "wb") as file:
-        os.fchmod(file.fileno(), FILE_MODE)
+    with _create(path) as file:
         compressor = zstandard.ZstdCompressor(level=3, write_checksum=True)
         with (
             compressor.stream_writer(file, closefd=False) as stream,
@@ -107,6 +105,13 @@ def write(path: Path, manifest: Manifest, folder: Path, on_bytes: OnBytes) -> No
                     archive.addfile(_header(member.name, member.size), _Counted(source, on_bytes))
         file.flush()
         os.fsync(file.fileno())
+
+
+def _create(path: Path) -> BinaryIO:
+    """Open a new file that is closed to others whatever the umask."""
+    file = os.fdopen(os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, FILE_MODE), "wb")
+    os.fchmod(file.fileno(), FILE_MODE)
+    return file
 
 
 def _header(name: str, size: int) -> tarfile.TarInfo:
@@ -202,7 +207,7 @@ class Reader:
         for member in self.manifest.members:
             if self._next_header(member.name) != member.size:
                 raise self._damaged(f"{member.name} is not as large as the manifest says")
-            with nullcontext() if folder is None else (folder / member.name).open("xb") as file:
+            with nullcontext() if folder is None else _create(folder / member.name) as file:
                 digest = self._copy(member.size, file, on_bytes)
             if digest != member.blake2b:
                 raise self._damaged(f"{member.name} does not have the hash that the manifest says")
@@ -301,15 +306,6 @@ class Reader:
 # ---- folders for work under way
 
 
-def make_folder(folder: Path) -> None:
-    """Make a folder and those above it, closed to others whatever the umask."""
-    if not folder.is_dir():
-        make_folder(folder.parent)
-        with suppress(FileExistsError):  # another process was quicker
-            folder.mkdir()
-            folder.chmod(DIRECTORY_MODE)
-
-
 def sync_folder(folder: Path) -> None:
     """Write a folder's names to disk."""
     descriptor = os.open(folder, os.O_RDONLY)
@@ -342,6 +338,7 @@ def work_folder(parent: Path) -> Iterator[Path]:
             if _WORK.fullmatch(left.name):
                 _remove_if_abandoned(left)
         folder = Path(tempfile.mkdtemp(prefix=".tif1_cache-", suffix=".partial", dir=parent))
+        folder.chmod(0o700)  # whatever the umask
         descriptor = os.open(folder, os.O_RDONLY)
         fcntl.flock(descriptor, fcntl.LOCK_EX)
     try:

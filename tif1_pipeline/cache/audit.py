@@ -87,7 +87,7 @@ def record(config: Config, operation: str, key: str | None = None, **details: An
 def _clean(value: Any) -> Any:
     """Cut what may carry credentials from a URL: user and password, query and fragment."""
     if isinstance(value, str) and "://" in value:
-        return re.sub(r"[?#].*", "", re.sub(r"//[^/@\s]*@", "//***@", value), flags=re.DOTALL)
+        return re.sub(r"[?#].*", "", re.sub(r"//[^/\s]*@", "//***@", value), flags=re.DOTALL)
     return [_clean(item) for item in value] if isinstance(value, list) else value
 
 

@@ -19,7 +19,7 @@ from sqlalchemy.exc import DBAPIError
 from tif1_pipeline import __version__
 from tif1_pipeline.cache import archive
 from tif1_pipeline.cache.archive import Manifest, Member
-from tif1_pipeline.cache.connection import FILE_MODE, LAYOUT_VERSION, check_marks
+from tif1_pipeline.cache.connection import LAYOUT_VERSION, check_marks, create_file, make_folder
 from tif1_pipeline.cache.database import Database
 from tif1_pipeline.cache.files import File
 from tif1_pipeline.cache.schema import ENTRIES, PARTS, create_tables
@@ -68,7 +68,7 @@ def backup(tiered: Tiered, dir: str | Path | None, keep: int) -> Path:
     if not total:
         raise CacheError(f"there is nothing to back up: {tiered.path} does not exist", path=str(tiered.path))
     try:
-        archive.make_folder(folder)
+        make_folder(folder)
         # The copy of the database, and the archive, which is no smaller when everything in it is compressed already.
         archive.require_room(folder, 2 * total + _SLACK, "the backup")
         with (
@@ -257,7 +257,7 @@ def restore(tiered: Tiered, path: str | Path) -> None:
         with archive.reading(path) as reader:
             manifest = reader.manifest
             files = _targets(tiered, manifest, path)
-            archive.make_folder(folder)
+            make_folder(folder)
             stored = sum(_size(file.database) for file in files if _exists(file))
             # The copy, the log of the transaction, and what the files grow by.
             needed = 2 * manifest.size + max(0, manifest.size - stored) + _SLACK
@@ -305,7 +305,6 @@ def _exists(file: File) -> bool:
 
 def _prepare(path: Path) -> Path:
     """Verify an unpacked database and bring it to this version's layout."""
-    path.chmod(FILE_MODE)
     _check(path)
     with _damage_of(path), closing(_open(path)) as connection:
         connection.execute("PRAGMA journal_mode=delete")
@@ -404,8 +403,9 @@ def _with_page_size(path: Path, page_size: int) -> Path:
 
 def _open(path: Path, *, create: bool = False) -> sqlite3.Connection:
     """Open a copy that nobody else knows of."""
-    mode = "rwc" if create else "rw"
-    connection = sqlite3.connect(f"{path.absolute().as_uri()}?mode={mode}", uri=True, isolation_level=None)
+    if create:
+        create_file(path)  # SQLite's own would be open to others
+    connection = sqlite3.connect(f"{path.absolute().as_uri()}?mode=rw", uri=True, isolation_level=None)
     _take_little_memory(connection)
     # It is thrown away after a crash.
     for pragma in ("synchronous=OFF", "trusted_schema=OFF", "foreign_keys=ON", "temp_store=FILE"):

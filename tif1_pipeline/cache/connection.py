@@ -1,5 +1,6 @@
 """The one place that opens SQLite connections, with every pragma."""
 
+import errno
 import logging
 import os
 import sqlite3
@@ -86,7 +87,11 @@ def connect(
 
     Raises:
         sqlite3.OperationalError: There is no such file, or it cannot be opened.
+        PermissionError: This user may not write it, and would make a log that those who may cannot write.
     """
+    # With a log that is there already it is read all the same.
+    if not settings.readonly and log_of(settings.path) is None and _is_closed_to_us(settings.path):
+        raise PermissionError(errno.EACCES, "This user may not write it: to read it, turn cache_readonly on")
     # rw: a cache that was deleted is not created by a read. A database in WAL mode can be read on a read-only file
     # system only as immutable; mode=ro would write a log and its index beside it.
     mode = "rw"
@@ -228,17 +233,22 @@ def layout_of(connection: sqlite3.Connection, path: Path) -> int:
     return marks[1]
 
 
-def create_file(path: Path) -> None:
-    """Make the empty file and its folder, closed to others whatever the umask; SQLite gives -wal and -shm its mode."""
+def make_folder(folder: Path) -> None:
+    """Make a folder and those above it, closed to others whatever the umask."""
     missing = []
-    folder = path.parent
     while not folder.exists():
         missing.append(folder)
         folder = folder.parent
     for folder in reversed(missing):
         with suppress(FileExistsError):  # another process was quicker
-            folder.mkdir()
-            folder.chmod(DIRECTORY_MODE)
+            folder.mkdir(DIRECTORY_MODE)
+            # The bit that hands the group down comes from the folder above, and stays.
+            folder.chmod(DIRECTORY_MODE | folder.stat().st_mode & stat.S_ISGID)
+
+
+def create_file(path: Path) -> None:
+    """Make the empty file and its folder, closed to others whatever the umask; SQLite gives -wal and -shm its mode."""
+    make_folder(path.parent)
     with _looking, suppress(FileExistsError):  # closing it must not drop the locks of a connection made meanwhile
         descriptor = os.open(path, os.O_CREAT | os.O_EXCL | os.O_RDWR, FILE_MODE)
         try:
@@ -308,6 +318,10 @@ def size_of(path: Path) -> int:
     return status.st_size if status else 0
 
 
+def _is_closed_to_us(path: Path) -> bool:
+    return os.path.exists(path) and not os.access(path, os.W_OK)  # noqa: PTH110 - for each connection
+
+
 def _stat(path: Path) -> os.stat_result | None:
     try:
         return os.stat(path)  # noqa: PTH116 - on every read; Path.stat costs twice as much
@@ -353,7 +367,7 @@ def carry_log_over(settings: Settings, opened: list[sqlite3.Connection]) -> None
     try:
         opened.append(connect(settings))
         opened[0].execute("PRAGMA wal_checkpoint(PASSIVE)")
-    except sqlite3.Error as error:
+    except (sqlite3.Error, OSError) as error:
         _log.debug("the log of %s was not carried over: %s", settings.path, error)
     finally:
         for connection in opened:

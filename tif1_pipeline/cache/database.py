@@ -112,6 +112,7 @@ class Database:
 
     def _handle(self) -> Handle | None:
         settings = self._settings()
+        self._local.used = None
         identity = _identity(settings)
         handle: Handle | None = getattr(self._local, "handle", None)
         # The identity is compared because a file that was deleted or replaced stays open, and writes to it are lost.
@@ -193,7 +194,12 @@ class Database:
         raise self._changing()
 
     def _is_still(self, identity: Identity | None) -> bool:
-        return identity is None or identity.frozen is None or _identity(self._settings()) == identity
+        if identity is None or identity.frozen is None:
+            return True
+        try:
+            return _identity(self._settings()) == identity
+        except OSError:  # it cannot be reached any more: what was read, was read before
+            return True
 
     def _changing(self) -> CacheError:
         return CacheError(

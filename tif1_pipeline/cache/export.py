@@ -19,10 +19,9 @@ import pyarrow as pa
 import sqlalchemy as sa
 
 from tif1_pipeline.cache import archive, codec, importing, tree
-from tif1_pipeline.cache.archive import make_folder
 from tif1_pipeline.cache.backup import out_of_reach
 from tif1_pipeline.cache.base import EntryInfo
-from tif1_pipeline.cache.connection import FILE_MODE
+from tif1_pipeline.cache.connection import FILE_MODE, make_folder
 from tif1_pipeline.cache.files import File
 from tif1_pipeline.cache.names import Resolve
 from tif1_pipeline.cache.notes import NOTES, notes_of

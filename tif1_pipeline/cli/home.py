@@ -4,10 +4,13 @@ import json
 import os
 import shutil
 from dataclasses import asdict, dataclass
-from importlib.resources import as_file, files
+from importlib.resources import files
 from pathlib import Path
 
 import click
+
+from tif1_pipeline.cache.connection import make_folder
+from tif1_pipeline.cache.monitor import write_text
 
 DEMO_HOME = Path(".demo")
 """The demo's folder: ``cache/``, ``dagster/`` (the instance) and what it was made of."""
@@ -47,17 +50,16 @@ class Demo:
             raise click.ClickException(f"{home} is a link; name a folder with --home")
         if home.exists():
             shutil.rmtree(home)
-        home.mkdir(parents=True)
-        (home / _MARK).write_text(json.dumps(asdict(self)), encoding="utf-8")
+        make_folder(home)
+        write_text(home / _MARK, json.dumps(asdict(self)))
 
 
 def provide_instance(dagster_home: Path) -> Path:
     """Make the folder of a Dagster instance, with our settings unless it has its own; return its absolute path."""
-    dagster_home.mkdir(parents=True, exist_ok=True)
+    make_folder(dagster_home)
     target = dagster_home / "dagster.yaml"
     if not target.exists():
-        with as_file(files("tif1_pipeline") / "dagster.yaml") as source:
-            shutil.copyfile(source, target)
+        write_text(target, (files("tif1_pipeline") / "dagster.yaml").read_text(encoding="utf-8"))
     return dagster_home.absolute()
 
 
@@ -69,8 +71,5 @@ def use_cdn(home: Path, cdn_urls: tuple[str, ...], schedule_urls: tuple[str, ...
     settings = {"cache_dir": str(home.absolute() / "cache"), "cdn_urls": cdn_urls, "schedule_urls": schedule_urls}
     path = home.absolute() / "settings.toml"
     # The values are texts and lists of texts, which TOML writes as JSON does.
-    path.write_text(
-        "".join(f"{name} = {json.dumps(value, ensure_ascii=False)}\n" for name, value in settings.items()),
-        encoding="utf-8",
-    )
+    write_text(path, "".join(f"{name} = {json.dumps(value, ensure_ascii=False)}\n" for name, value in settings.items()))
     os.environ["TIF1_CONFIG"] = str(path)
