@@ -304,14 +304,6 @@ def drop_log(path: Path, logs: Set[Log | None]) -> None:
             Path(f"{path}{suffix}").unlink(missing_ok=True)
 
 
-def mend_modes(path: Path) -> None:
-    """Give log and index the mode of their file: they have kept that of a time when it could not be written."""
-    with suppress(OSError):  # also those of another user
-        mode = path.stat().st_mode
-        for suffix in ("-wal", "-shm"):
-            Path(f"{path}{suffix}").chmod(stat.S_IMODE(mode))
-
-
 def size_of(path: Path) -> int:
     """Return the bytes of a file; 0 if there is none."""
     status = _stat(path)

@@ -248,7 +248,6 @@ class Database:
             # One that was opened while the file could not be written never writes.
             self._was_refused = False
             self.close()
-            sqlite.mend_modes(self.path)
         settings = self._settings()
         with self._lock:
             log = sqlite.log_of(settings.path)
