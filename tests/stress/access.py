@@ -680,7 +680,7 @@ def cases(plan: Plan) -> list[Case]:
     if os.geteuid() == 0:  # else this process cannot turn into others
         found += [
             ("owner, member of the group and stranger at one cache", users),
-            ("the same in a folder that the group may write", users_of_a_shared_folder),
+            ("owner, member and stranger in a folder that the group may write", users_of_a_shared_folder),
         ]
     return [
         *found,

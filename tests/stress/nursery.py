@@ -28,6 +28,8 @@ from tests.stress.trial import Plan, Row
 Case = tuple[str, Callable[[Path, Plan, Row], None]]
 """What is done, and what does it in a folder of its own, noting in the row what came of it."""
 CASE_SECONDS = 90
+MAY_MOUNT = "STRESS_MAY_MOUNT"
+"""Says to the cases that what they mount is mounted for them alone."""
 
 
 class User(NamedTuple):
@@ -48,7 +50,8 @@ def rows(module: str, plan: Plan, wrap: Sequence[str] = ()) -> Iterator[Row]:
     """Run the cases of a module; ``wrap`` is put before the command."""
     command = [*wrap, sys.executable, "-m", "tests.stress.nursery", module]
     command += [str(plan.scratch), str(plan.share), str(plan.seed)]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, start_new_session=True)
+    environment = os.environ | {MAY_MOUNT: "1" if wrap else ""}
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, start_new_session=True, env=environment)
     assert process.stdout is not None
     try:
         for line in process.stdout:
