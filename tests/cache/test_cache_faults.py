@@ -5,6 +5,7 @@ import os
 import random
 import shutil
 import sqlite3
+import subprocess
 import threading
 from collections.abc import Callable
 from contextlib import closing
@@ -344,6 +345,32 @@ def test_what_is_written_after_the_log_was_deleted_is_there_for_others(
     caplog.clear()
     assert cache.write(key, TABLE).stored
     assert not caplog.text
+
+
+def test_two_processes_whose_log_was_deleted_do_not_damage_the_file(
+    config: Config, cache: Cache, key: EntryKey, start: Callable[..., subprocess.Popen[str]], tmp_path: Path
+) -> None:
+    for number in range(20):
+        cache.write(EntryKey(str(number), "x"), TABLE)
+    process = start(f"""
+    cache.read(key)
+    print("open")
+    while not Path({str(tmp_path / "go")!r}).exists():
+        time.sleep(0.01)
+    print(all(cache.write(EntryKey(f"other{{n}}", "x"), table(n, 5000)).stored for n in range(20)))
+    """)
+    assert process.stdout.readline() == "open\n"
+    Path(f"{config.cache_path}-wal").unlink()
+    (tmp_path / "go").touch()
+    output, errors = process.communicate(timeout=60)
+    assert output == "True\n", errors
+    for number in range(20, 40):
+        assert cache.write(EntryKey(str(number), "x"), TABLE).stored
+    cache.clear_memory()
+    for name in (*map(str, range(40)), *(f"other{number}" for number in range(20))):
+        assert cache.read(name) is not None
+    assert cache.verify_integrity()["valid_entries"] == 60
+    assert not list(config.cache_dir.glob("*.damaged-*"))
 
 
 def test_connections_that_come_and_go_are_no_deleted_log(

@@ -28,7 +28,7 @@ import numpy as np
 import pyarrow as pa
 
 from tests.stress import nursery
-from tests.stress.nursery import Case, User, in_child
+from tests.stress.nursery import Case, Elsewhere, User, in_child
 from tests.stress.trial import Plan, Row
 from tif1_pipeline.cache import Cache, Fresh, Hit, Source, shard
 from tif1_pipeline.cache.base import EntryInfo
@@ -82,6 +82,7 @@ class Watch:
     def __init__(self, row: Row, config: Config) -> None:
         self.row = row
         self.config = config
+        self.others = Elsewhere()
         self.cache = Cache(config)
         self.entries = [SessionKey(2025, f"Event {number} Grand Prix", "Race").entry("laps") for number in range(KEYS)]
         self.stored: dict[str, int] = {}
@@ -208,7 +209,7 @@ class Watch:
 
     def elsewhere(self) -> None:
         """Look at everything from another process."""
-        for key, version in in_child(partial(_versions, self.config, self.entries)).items():
+        for key, version in self.others.run(partial(_versions, self.config, self.entries)).items():
             self.row.tried += 1
             if version is None:
                 if self.stored.get(key):
@@ -705,6 +706,49 @@ def log_deleted(folder: Path, plan: Plan, row: Row) -> None:
     watch.sum_up()
 
 
+def log_deleted_under_two(folder: Path, plan: Plan, row: Row) -> None:
+    """The same while another process has the file open, too: each writes, in one order and the other."""
+    partner = Elsewhere(stays=True)
+    watch = Watch(row, settings(folder))
+    path = watch.config.cache_path
+    for number in range(plan.count(20)):
+        watch.fill()
+        partner.run(partial(_partner, watch.config, watch.entries))
+        for suffix in (("-wal",), ("-shm",), ("-wal", "-shm"))[number % 3]:
+            Path(f"{path}{suffix}").unlink()
+        if number % 2:
+            watch.use()
+        partner.run(partial(_partner, watch.config, watch.entries, number))
+        watch.use()
+        partner.run(partial(_partner, watch.config, watch.entries))
+        watch.recover()
+        if watch.cache.read(f"partner-{number}", "json") is None:
+            watch.lost("what the other process has stored after the log was deleted is gone")
+        if set_aside := list(path.parent.glob("*.damaged-*")):
+            watch.lost(f"{len(set_aside)} files were set aside as damaged: the entries in them are gone")
+            for kept in set_aside:
+                kept.unlink()
+    watch.sum_up()
+
+
+_partners: list[Cache] = []
+
+
+def _partner(config: Config, entries: list[EntryKey], number: int | None = None) -> None:
+    """Read everything, and store an entry if there is a number, in the process that keeps the file open."""
+    logging.disable()
+    if not _partners:
+        _partners.append(Cache(config))
+    (cache,) = _partners
+    if number is not None and not cache.write(EntryKey(f"partner-{number}", "x"), {"a": number}).stored:
+        raise RuntimeError("the other process could not write")
+    cache.clear_memory()
+    for entry in entries:
+        hit = cache.read(entry)
+        if hit is None or not hit.value.equals(table(hit.value["version"][0].as_py())):
+            raise RuntimeError(f"the other process reads {entry} as {hit}")
+
+
 # ---- descriptors
 
 
@@ -896,6 +940,7 @@ def cases(plan: Plan) -> list[Case]:
         ("the file is replaced by another cache", file_replaced),
         ("the file is replaced by garbage, nothing, another database, a folder", file_is_something_else),
         ("log and its index are deleted, or replaced by garbage, while in use", log_deleted),
+        ("log and index are deleted while two processes have them open", log_deleted_under_two),
         ("file descriptors are exhausted", descriptors_exhausted),
         ("the clock jumps an hour and 400 days: expiry", clock_and_expiry),
         ("the clock jumps: leases", clock_and_leases),

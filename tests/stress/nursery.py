@@ -8,6 +8,7 @@ line of JSON for each.
 import faulthandler
 import importlib
 import json
+import multiprocessing
 import os
 import pickle
 import pkgutil
@@ -128,6 +129,45 @@ def in_child(work: Callable[[], Any], *, user: User | None = None, seconds: floa
     if not is_done:
         raise RuntimeError(answer)
     return answer
+
+
+class Elsewhere:
+    """A process that was forked before anything was opened, and forks others that do as they are told.
+
+    SQLite's connections do not bear being handed down: a child of the process that has some would not be another one.
+
+    Args:
+        stays: Do what is told in that process itself instead, which keeps what it opens.
+    """
+
+    def __init__(self, *, stays: bool = False) -> None:
+        self._mine, theirs = multiprocessing.Pipe()
+        self._pid = os.fork()
+        if not self._pid:
+            self._mine.close()
+            with suppress(EOFError, KeyboardInterrupt):
+                while True:
+                    work = theirs.recv()
+                    try:
+                        theirs.send((True, work() if stays else in_child(work, seconds=30)))
+                    except Exception:
+                        theirs.send((False, traceback.format_exc()))
+            os._exit(0)
+        theirs.close()
+
+    def run(self, work: Callable[[], Any]) -> Any:
+        """Have something done there; returns what it returned.
+
+        Raises:
+            RuntimeError: As :func:`in_child`.
+        """
+        self._mine.send(work)
+        if not self._mine.poll(40):
+            raise RuntimeError("another process did not answer within 40 s")
+        is_done, answer = self._mine.recv()
+        if not is_done:
+            raise RuntimeError(answer)
+        return answer
 
 
 def import_all() -> None:

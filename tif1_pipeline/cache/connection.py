@@ -304,6 +304,13 @@ def drop_log(path: Path, logs: Set[Log | None]) -> None:
             Path(f"{path}{suffix}").unlink(missing_ok=True)
 
 
+def drop_index(path: Path, log: Log | None) -> None:
+    """Remove the index of a log that is gone: with a new log, it would mislead those that still have the former one."""
+    index = _stat(Path(f"{path}-shm"))
+    if log and index and index.st_ino == log[1]:
+        Path(f"{path}-shm").unlink(missing_ok=True)
+
+
 def size_of(path: Path) -> int:
     """Return the bytes of a file; 0 if there is none."""
     status = _stat(path)

@@ -261,6 +261,7 @@ class Database:
                 )
                 with cut_off[0].lock, suppress(sqlite3.Error):  # it can still carry the former log over
                     cut_off[0].connection.execute("PRAGMA wal_checkpoint(PASSIVE)")
+                sqlite.drop_index(settings.path, cut_off[0].log)
                 self.close()
         yield
 
