@@ -283,19 +283,28 @@ def test_a_file_that_was_read_only_for_a_while_is_written_again(cache: Cache, ru
     if os.geteuid() == 0:
         for path in (config.cache_dir, *config.cache_dir.iterdir()):
             os.chown(path, user, user)
-    cache.write(key, table(1))  # imports what it needs
-    cache.read(key)
-    cache.close()
-    if os.geteuid() == 0:
-        os.setgid(user)
-        os.setuid(user)
-        os.chdir("/")
-    config.cache_path.chmod(0o400)
-    for number in range(2):
-        assert not cache.write(key, table(2)).stored
-        assert cache.read("small", "json").value == {"a": 1}
-    config.cache_path.chmod(0o640)
-    print(cache.write(key, table(3)).reason)
+    warm = Cache(Config(cache_dir=config.cache_dir.with_name("warm")))  # imports what another user cannot read
+    warm.write(key, table(1)); warm.read(key); warm.close()
+    holder = os.fork()  # keeps the log there, by which the file is read also where it cannot be written
+    os.setgid(user)
+    os.setuid(user)
+    os.chdir("/")
+    if not holder:
+        cache.write(key, table(1))
+        cache.read(key)
+        time.sleep(60)
+    try:
+        while not Path(f"{config.cache_path}-shm").exists() or cache.read(key) is None:
+            time.sleep(0.01)
+        cache.close()
+        config.cache_path.chmod(0o400)
+        for number in range(2):
+            assert not cache.write(key, table(2)).stored
+            assert cache.read("small", "json").value == {"a": 1}
+        config.cache_path.chmod(0o640)
+        print(cache.write(key, table(3)).reason)
+    finally:
+        os.kill(holder, signal.SIGKILL)
     """
     if os.geteuid() == 0:
         for folder in cache.get_cache_dir().parents:

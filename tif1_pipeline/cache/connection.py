@@ -8,8 +8,9 @@ import stat
 import struct
 import threading
 import time
-from collections.abc import Set
-from contextlib import suppress
+import uuid
+from collections.abc import Iterator, Set
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import NamedTuple
@@ -309,6 +310,26 @@ def drop_index(path: Path, log: Log | None) -> None:
     index = _stat(Path(f"{path}-shm"))
     if log and index and index.st_ino == log[1]:
         Path(f"{path}-shm").unlink(missing_ok=True)
+
+
+@contextmanager
+def keeping_log_of_others(path: Path, logs: Set[Log | None]) -> Iterator[None]:
+    """Keep the log beside a file while connections to a former one are closed: the last one removes what has its name.
+
+    Args:
+        path: The file.
+        logs: Those that are closed.
+    """
+    log, spare = _stat(Path(f"{path}-wal")), Path(f"{path}-wal.{uuid.uuid4().hex}")
+    with suppress(OSError):
+        if log and logs and log.st_ino not in {each[0] for each in logs if each}:
+            spare.hardlink_to(f"{path}-wal")
+    try:
+        yield
+    finally:
+        with suppress(OSError):  # it is still there, or there was none
+            Path(f"{path}-wal").hardlink_to(spare)
+        spare.unlink(missing_ok=True)
 
 
 def size_of(path: Path) -> int:

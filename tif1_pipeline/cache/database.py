@@ -262,7 +262,8 @@ class Database:
                 with cut_off[0].lock, suppress(sqlite3.Error):  # it can still carry the former log over
                     cut_off[0].connection.execute("PRAGMA wal_checkpoint(PASSIVE)")
                 sqlite.drop_index(settings.path, cut_off[0].log)
-                self.close()
+                with sqlite.keeping_log_of_others(settings.path, {handle.log for handle in cut_off}):
+                    self.close()
         yield
 
     @contextmanager
