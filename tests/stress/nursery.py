@@ -176,7 +176,8 @@ def import_all() -> None:
 
     for module in pkgutil.iter_modules(tif1_pipeline.cache.__path__, "tif1_pipeline.cache."):
         importlib.import_module(module.name)
-    importlib.import_module("importlib.readers")
+    for name in ("importlib.readers", "multiprocessing.connection"):
+        importlib.import_module(name)
 
 
 def main() -> None:

@@ -139,10 +139,10 @@ class Database:
                 return True
             if self._ready is None or self._ready[0].wal_mode != settings.wal_mode:
                 self.close()  # the mode of a file changes only while no other connection has it open
-            elif self._ready[1][:2] != identity[:2]:
+            elif self._ready[1] != identity == _identity(settings):  # it may be another one since it was looked at
                 # Another file has taken its place, and beside it lies the log of the former one: SQLite would play it
                 # back into this one.
-                logs = {handle.log for handle in self._handles if not handle.closed}
+                logs = {handle.log for handle in self._handles if not handle.closed and handle.identity != identity}
                 self.close()
                 sqlite.drop_log(settings.path, logs)
             if not sqlite.first_look(settings.path, identity):
