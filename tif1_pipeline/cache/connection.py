@@ -141,12 +141,18 @@ class Handle:
         self.identity = identity
         self.connection = connect(settings, identity)
         self.log: Log | None = None
-        if not settings.readonly:
-            self.connection.execute("SELECT 1 FROM sqlite_master LIMIT 1").fetchone()  # opens the log
-            self.log = log_of(settings.path)
+        self._is_log_known = settings.readonly
         self.data_version = -1
         self.lock = threading.Lock()
         self.closed = False
+
+    def note_log(self) -> None:
+        """Note which log is open, once, after the first read, which opens it."""
+        if not self._is_log_known:
+            self._is_log_known = True
+            log = log_of(self.settings.path)
+            if file_identity(self.settings.path) == self.identity:  # still: so the log was that of this file
+                self.log = log
 
     def close(self) -> None:
         """Close the connection."""

@@ -107,6 +107,7 @@ class Database:
                 with handle.lock:
                     if not handle.closed:  # another thread may have closed the cache just now
                         yield handle
+                        handle.note_log()
                         return
             yield None
 
@@ -250,10 +251,11 @@ class Database:
             self.close()
         settings = self._settings()
         with self._lock:
-            log = sqlite.log_of(settings.path)
-            cut_off = [handle for handle in self._handles if not handle.closed and handle.log not in (None, log)]
+            log, identity = sqlite.log_of(settings.path), _identity(settings)
             # Where the file is another one, too, that is seen to when it is opened.
-            if cut_off and self._ready and self._ready[1] == _identity(settings):
+            mine = [handle for handle in self._handles if not handle.closed and handle.identity == identity]
+            cut_off = [handle for handle in mine if handle.log not in (None, log)]
+            if cut_off:
                 _log.warning(
                     "the log beside %s was deleted or replaced while it was in use: the file is opened anew. Nothing "
                     "but SQLite may touch the files that end in -wal and -shm",
