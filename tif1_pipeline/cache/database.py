@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from tif1_pipeline.cache import connection as sqlite
 from tif1_pipeline.cache.connection import LAYOUT_VERSION, Handle, Identity, Settings
+from tif1_pipeline.cache.forking import gate
 from tif1_pipeline.config import Config
 from tif1_pipeline.exceptions import CacheError, CacheLockedError, CacheReadOnlyError, CacheVersionError
 
@@ -98,13 +99,17 @@ class Database:
     @contextmanager
     def reading(self) -> Iterator[Handle | None]:
         """This thread's connection, for itself; None while there is no file with tables in it."""
-        with self._translated("read"):
-            while (handle := self._handle()) is not None:
-                with handle.lock:
-                    if not handle.closed:  # another thread may have closed the cache just now
-                        yield handle
-                        return
-            yield None
+        gate.enter()
+        try:
+            with self._translated("read"):
+                while (handle := self._handle()) is not None:
+                    with handle.lock:
+                        if not handle.closed:  # another thread may have closed the cache just now
+                            yield handle
+                            return
+                yield None
+        finally:
+            gate.leave()
 
     def _handle(self) -> Handle | None:
         settings = self._settings()
@@ -204,9 +209,7 @@ class Database:
             raise self._readonly_error()
         seconds = self.lock_timeout if timeout is None else timeout
         started = time.monotonic()
-        if not self._turn.acquire(timeout=seconds):
-            raise self._locked_error("write", seconds)
-        try:
+        with gate.using(), self._in_turn(seconds):
             left = max(0.0, seconds - (time.monotonic() - started))
             with (
                 self._translated("write", seconds),
@@ -215,6 +218,13 @@ class Database:
                 connection.begin(),
             ):
                 yield connection
+
+    @contextmanager
+    def _in_turn(self, seconds: float) -> Iterator[None]:
+        if not self._turn.acquire(timeout=seconds):
+            raise self._locked_error("write", seconds)
+        try:
+            yield
         finally:
             self._turn.release()
 
@@ -245,7 +255,12 @@ class Database:
     @contextmanager
     def querying(self) -> Iterator["sa.Connection"]:
         """A read transaction for queries over many entries; the file must exist."""
-        with self._translated("query"), self._connected("BEGIN", None) as connection, connection.begin():
+        with (
+            gate.using(),
+            self._translated("query"),
+            self._connected("BEGIN", None) as connection,
+            connection.begin(),
+        ):
             identity = self._local.used
             yield connection
         if not self._is_still(identity):
@@ -258,6 +273,7 @@ class Database:
         identity = _identity(settings)
         self._local.used = identity
         with (
+            gate.using(),
             self._translated("write", timeout),
             _closing(sqlite.connect(settings, identity, timeout=timeout)) as connection,
         ):
@@ -275,13 +291,17 @@ class Database:
 
     def open(self) -> None:
         """Make sure that the file exists and is ours."""
-        with self._translated("open"):
+        with gate.using(), self._translated("open"):
             self._ensure_file()
 
     def close(self) -> None:
         """Close the connections of all threads; the next use opens them again."""
         if self._checkpoint is not None:
             self._checkpoint[0].join()
+        self.release()
+
+    def release(self) -> None:
+        """Close the connections, of which none is in use."""
         with self._lock:
             handles, self._handles = list(self._handles), weakref.WeakSet()
             engine, self._engine = self._engine, None
