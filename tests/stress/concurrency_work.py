@@ -205,7 +205,14 @@ def forks(folder: Path, children: int, seed: int) -> dict[str, Any]:
             wrong.append("a thread of the parent hangs")
     cache.close()
     collect(0)
-    meaning = {-1: "hung", 1: "failed", 2: "was refused a write", 3: "read something else", 4: "skipped the disk"}
+    meaning = {
+        -1: "hung",
+        -signal.SIGALRM: "hung",
+        1: "failed",
+        2: "was refused a write",
+        3: "read something else",
+        4: "skipped the disk",
+    }
     wrong += [f"child {number} {meaning.get(code, code)}" for number, code in sorted(codes.items()) if code]
     lost = []
     for name, number in _expected(children, written):
@@ -220,7 +227,7 @@ def forks(folder: Path, children: int, seed: int) -> dict[str, Any]:
 
 
 def _child(cache: Cache, number: int) -> int:
-    faulthandler.dump_traceback_later(50, exit=True)
+    signal.alarm(50)  # faulthandler's own alarm hangs in a child
     try:
         hit = cache.read("large", "pandas")
         for part in range(4):

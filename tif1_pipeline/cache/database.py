@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from tif1_pipeline.cache import connection as sqlite
 from tif1_pipeline.cache.connection import LAYOUT_VERSION, Handle, Identity, Settings
 from tif1_pipeline.cache.forking import gate
+from tif1_pipeline.cache.turns import Turn, begin
 from tif1_pipeline.config import Config
 from tif1_pipeline.exceptions import CacheError, CacheLockedError, CacheReadOnlyError, CacheVersionError
 
@@ -65,8 +66,8 @@ class Database:
 
     def _reset(self) -> None:
         self._lock = threading.RLock()
-        # Threads queue here for SQLite's write lock: waiting at SQLite is polling, in no order, and some never get it.
-        self._turn = threading.Lock()
+        # Threads queue here for SQLite's write lock: one of a process at a time waits for other processes.
+        self._turn = Turn()
         self._local = threading.local()
         self._handles: weakref.WeakSet[Handle] = weakref.WeakSet()
         self._engine: tuple[Any, sa.Engine] | None = None
@@ -334,7 +335,7 @@ class Database:
     def _connected(self, begin: str, timeout: float | None) -> Iterator["sa.Connection"]:
         seconds = self._settings().lock_timeout if timeout is None else timeout
         engine = self._ensure_file()
-        with engine.connect().execution_options(begin=begin, busy_timeout=round(seconds * 1000)) as connection:
+        with engine.connect().execution_options(begin=begin, lock_seconds=seconds) as connection:
             yield connection
 
     def _ensure_file(self) -> "sa.Engine":
@@ -368,8 +369,7 @@ class Database:
     def _create_tables(engine: "sa.Engine", settings: Settings) -> None:
         from tif1_pipeline.cache.schema import create_tables
 
-        busy_timeout = round(settings.lock_timeout * 1000)
-        with engine.connect().execution_options(busy_timeout=busy_timeout) as connection, connection.begin():
+        with engine.connect().execution_options(lock_seconds=settings.lock_timeout) as connection, connection.begin():
             create_tables(connection)
 
     def _engine_of(self, settings: Settings, identity: Identity | None) -> "sa.Engine":
@@ -391,11 +391,11 @@ class Database:
         )
 
         @listens_for(engine, "begin")
-        def begin(connection: "sa.Connection") -> None:
+        def _(connection: "sa.Connection") -> None:
             options = connection.get_execution_options()
-            connection.exec_driver_sql(f"PRAGMA busy_timeout={options['busy_timeout']}")
+            driver: Any = connection.connection.driver_connection
             # Taking the write lock at once: a transaction that starts as a reader can fail when it turns into a writer.
-            connection.exec_driver_sql(options.get("begin", "BEGIN IMMEDIATE"))
+            begin(driver, options.get("begin", "BEGIN IMMEDIATE"), options["lock_seconds"])
 
         self._engine = (wanted, engine)
         return engine
