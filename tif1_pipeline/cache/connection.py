@@ -11,6 +11,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import NamedTuple
 
+from tif1_pipeline.cache.forking import gate
 from tif1_pipeline.config import Config
 from tif1_pipeline.exceptions import CacheVersionError
 
@@ -315,11 +316,12 @@ def carry_log_over(settings: Settings, opened: list[sqlite3.Connection]) -> None
         settings: Of the file.
         opened: Gets the connection that is used, which a forked child must not let go of.
     """
-    try:
-        opened.append(connect(settings))
-        opened[0].execute("PRAGMA wal_checkpoint(PASSIVE)")
-    except sqlite3.Error as error:
-        _log.debug("the log of %s was not carried over: %s", settings.path, error)
-    finally:
-        for connection in opened:
-            connection.close()
+    with gate.using():
+        try:
+            opened.append(connect(settings))
+            opened[0].execute("PRAGMA wal_checkpoint(PASSIVE)")
+        except sqlite3.Error as error:
+            _log.debug("the log of %s was not carried over: %s", settings.path, error)
+        finally:
+            for connection in opened:
+                connection.close()

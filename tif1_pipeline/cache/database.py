@@ -15,6 +15,8 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from tif1_pipeline.cache import connection as sqlite
 from tif1_pipeline.cache.connection import LAYOUT_VERSION, Handle, Identity, Settings
+from tif1_pipeline.cache.forking import gate
+from tif1_pipeline.cache.turns import Turn, begin
 from tif1_pipeline.config import Config
 from tif1_pipeline.exceptions import CacheError, CacheLockedError, CacheReadOnlyError, CacheVersionError
 
@@ -64,8 +66,8 @@ class Database:
 
     def _reset(self) -> None:
         self._lock = threading.RLock()
-        # Threads queue here for SQLite's write lock: waiting at SQLite is polling, in no order, and some never get it.
-        self._turn = threading.Lock()
+        # Threads queue here for SQLite's write lock: one of a process at a time waits for other processes.
+        self._turn = Turn()
         self._local = threading.local()
         self._handles: weakref.WeakSet[Handle] = weakref.WeakSet()
         self._engine: tuple[Any, sa.Engine] | None = None
@@ -98,13 +100,17 @@ class Database:
     @contextmanager
     def reading(self) -> Iterator[Handle | None]:
         """This thread's connection, for itself; None while there is no file with tables in it."""
-        with self._translated("read"):
-            while (handle := self._handle()) is not None:
-                with handle.lock:
-                    if not handle.closed:  # another thread may have closed the cache just now
-                        yield handle
-                        return
-            yield None
+        gate.enter()
+        try:
+            with self._translated("read"):
+                while (handle := self._handle()) is not None:
+                    with handle.lock:
+                        if not handle.closed:  # another thread may have closed the cache just now
+                            yield handle
+                            return
+                yield None
+        finally:
+            gate.leave()
 
     def _handle(self) -> Handle | None:
         settings = self._settings()
@@ -204,9 +210,7 @@ class Database:
             raise self._readonly_error()
         seconds = self.lock_timeout if timeout is None else timeout
         started = time.monotonic()
-        if not self._turn.acquire(timeout=seconds):
-            raise self._locked_error("write", seconds)
-        try:
+        with gate.using(), self._in_turn(seconds):
             left = max(0.0, seconds - (time.monotonic() - started))
             with (
                 self._translated("write", seconds),
@@ -215,6 +219,13 @@ class Database:
                 connection.begin(),
             ):
                 yield connection
+
+    @contextmanager
+    def _in_turn(self, seconds: float) -> Iterator[None]:
+        if not self._turn.acquire(timeout=seconds):
+            raise self._locked_error("write", seconds)
+        try:
+            yield
         finally:
             self._turn.release()
 
@@ -245,7 +256,12 @@ class Database:
     @contextmanager
     def querying(self) -> Iterator["sa.Connection"]:
         """A read transaction for queries over many entries; the file must exist."""
-        with self._translated("query"), self._connected("BEGIN", None) as connection, connection.begin():
+        with (
+            gate.using(),
+            self._translated("query"),
+            self._connected("BEGIN", None) as connection,
+            connection.begin(),
+        ):
             identity = self._local.used
             yield connection
         if not self._is_still(identity):
@@ -258,6 +274,7 @@ class Database:
         identity = _identity(settings)
         self._local.used = identity
         with (
+            gate.using(),
             self._translated("write", timeout),
             _closing(sqlite.connect(settings, identity, timeout=timeout)) as connection,
         ):
@@ -275,13 +292,17 @@ class Database:
 
     def open(self) -> None:
         """Make sure that the file exists and is ours."""
-        with self._translated("open"):
+        with gate.using(), self._translated("open"):
             self._ensure_file()
 
     def close(self) -> None:
         """Close the connections of all threads; the next use opens them again."""
         if self._checkpoint is not None:
             self._checkpoint[0].join()
+        self.release()
+
+    def release(self) -> None:
+        """Close the connections, of which none is in use."""
         with self._lock:
             handles, self._handles = list(self._handles), weakref.WeakSet()
             engine, self._engine = self._engine, None
@@ -314,7 +335,7 @@ class Database:
     def _connected(self, begin: str, timeout: float | None) -> Iterator["sa.Connection"]:
         seconds = self._settings().lock_timeout if timeout is None else timeout
         engine = self._ensure_file()
-        with engine.connect().execution_options(begin=begin, busy_timeout=round(seconds * 1000)) as connection:
+        with engine.connect().execution_options(begin=begin, lock_seconds=seconds) as connection:
             yield connection
 
     def _ensure_file(self) -> "sa.Engine":
@@ -348,8 +369,7 @@ class Database:
     def _create_tables(engine: "sa.Engine", settings: Settings) -> None:
         from tif1_pipeline.cache.schema import create_tables
 
-        busy_timeout = round(settings.lock_timeout * 1000)
-        with engine.connect().execution_options(busy_timeout=busy_timeout) as connection, connection.begin():
+        with engine.connect().execution_options(lock_seconds=settings.lock_timeout) as connection, connection.begin():
             create_tables(connection)
 
     def _engine_of(self, settings: Settings, identity: Identity | None) -> "sa.Engine":
@@ -371,11 +391,11 @@ class Database:
         )
 
         @listens_for(engine, "begin")
-        def begin(connection: "sa.Connection") -> None:
+        def _(connection: "sa.Connection") -> None:
             options = connection.get_execution_options()
-            connection.exec_driver_sql(f"PRAGMA busy_timeout={options['busy_timeout']}")
+            driver: Any = connection.connection.driver_connection
             # Taking the write lock at once: a transaction that starts as a reader can fail when it turns into a writer.
-            connection.exec_driver_sql(options.get("begin", "BEGIN IMMEDIATE"))
+            begin(driver, options.get("begin", "BEGIN IMMEDIATE"), options["lock_seconds"])
 
         self._engine = (wanted, engine)
         return engine
