@@ -3,9 +3,11 @@
 import logging
 import os
 import sqlite3
+import stat
 import struct
 import threading
 import time
+from collections.abc import Set
 from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
@@ -118,13 +120,25 @@ def connect(
     return connection
 
 
+Log = tuple[int, int]
+"""The inodes of a file's log and of the log's index."""
+
+
 class Handle:
-    """One thread's read connection."""
+    """One thread's read connection.
+
+    Attributes:
+        log: The log that it has open, which nobody removes as long as it is: SQLite does not.
+    """
 
     def __init__(self, settings: Settings, identity: Identity) -> None:
         self.settings = settings
         self.identity = identity
         self.connection = connect(settings, identity)
+        self.log: Log | None = None
+        if not settings.readonly:
+            self.connection.execute("SELECT 1 FROM sqlite_master LIMIT 1").fetchone()  # opens the log
+            self.log = log_of(settings.path)
         self.data_version = -1
         self.lock = threading.Lock()
         self.closed = False
@@ -266,6 +280,27 @@ def readonly_identity(path: Path) -> Identity | None:
     if _stat(Path(f"{path}-journal")) is not None:
         return Identity(status.st_dev, status.st_ino)
     return Identity(status.st_dev, status.st_ino, (status.st_mtime_ns, status.st_size))
+
+
+def log_of(path: Path) -> Log | None:
+    """Return what tells the log beside a file from another one; None if it, or its index, is not there."""
+    log, index = (_stat(Path(f"{path}{suffix}")) for suffix in ("-wal", "-shm"))
+    return (log.st_ino, index.st_ino) if log and index else None
+
+
+def drop_log(path: Path, logs: Set[Log | None]) -> None:
+    """Remove a log, with its index, whose file is not there any more; not one that another process has made since."""
+    if (log := log_of(path)) is not None and log in logs:
+        for suffix in ("-wal", "-shm"):
+            Path(f"{path}{suffix}").unlink(missing_ok=True)
+
+
+def mend_modes(path: Path) -> None:
+    """Give log and index the mode of their file: they have kept that of a time when it could not be written."""
+    with suppress(OSError):  # also those of another user
+        mode = path.stat().st_mode
+        for suffix in ("-wal", "-shm"):
+            Path(f"{path}{suffix}").chmod(stat.S_IMODE(mode))
 
 
 def size_of(path: Path) -> int:

@@ -4,12 +4,13 @@ Reads use the raw driver on a connection per thread and never import SQLAlchemy,
 than the read itself. Writes and queries go through SQLAlchemy, on connections that the same function makes.
 """
 
+import logging
 import sqlite3
 import threading
 import time
 import weakref
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -22,6 +23,8 @@ from tif1_pipeline.exceptions import CacheError, CacheLockedError, CacheReadOnly
 
 if TYPE_CHECKING:
     import sqlalchemy as sa
+
+_log = logging.getLogger(__name__)
 
 _inherited: list[Any] = []
 """Connections of a parent process: SQLite forbids even closing them in a child, so they must not be collected."""
@@ -73,6 +76,7 @@ class Database:
         self._engine: tuple[Any, sa.Engine] | None = None
         self._ready: tuple[Settings, Identity] | None = None
         self._checkpoint: tuple[threading.Thread, list[sqlite3.Connection]] | None = None
+        self._was_refused = False
 
     def forget_inherited(self) -> None:
         """Start without the connections that a fork handed down."""
@@ -120,10 +124,13 @@ class Database:
         self._local.used = identity
         if handle and not handle.closed and handle.identity == identity and handle.settings == settings:
             return handle
-        if handle:
-            handle.close()
-            self._local.handle = None
-        if identity is None or not self._is_usable(settings, identity):
+        try:
+            usable = identity is not None and self._is_usable(settings, identity)
+        finally:
+            if handle:
+                handle.close()
+                self._local.handle = None
+        if identity is None or not usable:
             return None
         handle = self._local.handle = Handle(settings, identity)
         with self._lock:
@@ -137,6 +144,12 @@ class Database:
                 return True
             if self._ready is None or self._ready[0].wal_mode != settings.wal_mode:
                 self.close()  # the mode of a file changes only while no other connection has it open
+            elif self._ready[1][:2] != identity[:2]:
+                # Another file has taken its place, and beside it lies the log of the former one: SQLite would play it
+                # back into this one.
+                logs = {handle.log for handle in self._handles if not handle.closed}
+                self.close()
+                sqlite.drop_log(settings.path, logs)
             if not sqlite.first_look(settings.path, identity):
                 if not self._ours:
                     raise CacheVersionError(
@@ -212,13 +225,18 @@ class Database:
         started = time.monotonic()
         with gate.using(), self._in_turn(seconds):
             left = max(0.0, seconds - (time.monotonic() - started))
-            with (
-                self._translated("write", seconds),
-                self._connected("BEGIN IMMEDIATE", left) as connection,
-                self._checkpointed_later(connection, size),
-                connection.begin(),
-            ):
-                yield connection
+            try:
+                with (
+                    self._translated("write", seconds),
+                    self._reopened_if_needed(),
+                    self._connected("BEGIN IMMEDIATE", left) as connection,
+                    self._checkpointed_later(connection, size),
+                    connection.begin(),
+                ):
+                    yield connection
+            except CacheError as error:
+                self._was_refused = str(error.details.get("cause", "")).startswith("SQLITE_READONLY")
+                raise
 
     @contextmanager
     def _in_turn(self, seconds: float) -> Iterator[None]:
@@ -228,6 +246,30 @@ class Database:
             yield
         finally:
             self._turn.release()
+
+    @contextmanager
+    def _reopened_if_needed(self) -> Iterator[None]:
+        """Write on new connections where those that there are would write in vain."""
+        if self._was_refused:
+            # One that was opened while the file could not be written never writes.
+            self._was_refused = False
+            self.close()
+            sqlite.mend_modes(self.path)
+        settings = self._settings()
+        with self._lock:
+            log = sqlite.log_of(settings.path)
+            cut_off = [handle for handle in self._handles if not handle.closed and handle.log not in (None, log)]
+            # Where the file is another one, too, that is seen to when it is opened.
+            if cut_off and self._ready and self._ready[1] == _identity(settings):
+                _log.warning(
+                    "the log beside %s was deleted or replaced while it was in use: the file is opened anew. Nothing "
+                    "but SQLite may touch the files that end in -wal and -shm",
+                    settings.path,
+                )
+                with cut_off[0].lock, suppress(sqlite3.Error):  # it can still carry the former log over
+                    cut_off[0].connection.execute("PRAGMA wal_checkpoint(PASSIVE)")
+                self.close()
+        yield
 
     @contextmanager
     def _checkpointed_later(self, connection: "sa.Connection", size: int) -> Iterator[None]:
