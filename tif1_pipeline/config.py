@@ -103,7 +103,8 @@ class Config:
         30, kinds.to_seconds, kinds.positive_duration, "wait for another process's lock"
     )
     cache_max_connections: int = _setting(10, kinds.to_int, kinds.between(1, 1000), "connections of the pool")
-    cache_verify_checksum: bool = _setting(False, kinds.to_bool, None, "check each part's checksum when it is read")
+    # Of the time of a read 0.5 to 2 % (of all of a race's telemetry: 23 MB in 1.5 of 72 ms).
+    cache_verify_checksum: bool = _setting(True, kinds.to_bool, None, "check each part's checksum when it is read")
 
     cache_ttl: timedelta | None = _ttl("any table")
     cache_ttl_laps: timedelta | None = _ttl("a laps table")

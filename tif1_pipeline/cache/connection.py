@@ -29,7 +29,9 @@ FILE_MODE = 0o640
 DIRECTORY_MODE = 0o750
 JOURNAL_LIMIT = 64 << 20
 _MAGIC = b"SQLite format 3\0"
-_DAMAGED = {sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB}
+# No statement of this package violates a constraint, unless an index says other than its table.
+_DAMAGED = {sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_CONSTRAINT}
+_CORRUPT_INDEX = sqlite3.SQLITE_CORRUPT | 3 << 8  # Python 3.11 does not name it
 _LOCKED = {sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED}
 
 
@@ -317,8 +319,18 @@ def _stat(path: Path) -> os.stat_result | None:
 
 
 def is_damaged(error: BaseException) -> bool:
-    """Tell whether SQLite found the file malformed."""
-    return getattr(error, "sqlite_errorcode", 0) & 0xFF in _DAMAGED
+    """Tell whether SQLite found the file malformed, or its driver a text that is none."""
+    code = getattr(error, "sqlite_errorcode", None)
+    if code is None:
+        is_text = isinstance(error, sqlite3.OperationalError) and "decode to UTF-8" in str(error)
+        return is_text or isinstance(error, UnicodeDecodeError)  # of a message that quotes the file
+    return code & 0xFF in _DAMAGED
+
+
+def is_of_indexes(error: BaseException) -> bool:
+    """Tell whether what SQLite found may be wrong with indexes alone, which can be made anew."""
+    code = getattr(error, "sqlite_errorcode", 0)
+    return code == _CORRUPT_INDEX or code & 0xFF == sqlite3.SQLITE_CONSTRAINT
 
 
 def is_locked(error: BaseException) -> bool:

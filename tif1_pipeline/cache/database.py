@@ -65,6 +65,7 @@ class Database:
         self._changes = changes
         self._ours = ours
         self._epoch = 0
+        self._rebuilt: Identity | None = None
         self._reset()
 
     def _reset(self) -> None:
@@ -444,18 +445,31 @@ class Database:
 
     # ---- trouble
 
-    def heal(self, identity: Identity | None = None) -> None:
+    def heal(self, identity: Identity | None = None, *, indexes: bool = False) -> None:
         """Set a malformed file aside, so that the next write starts a new one.
 
         Args:
             identity: Of the file that was found malformed: another thread or process may have put a new one there
                 since. By default the one that is there.
+            indexes: Make its indexes anew first, and set it aside only if that fails, or was done already.
         """
         identity = identity or sqlite.file_identity(self.path)
         if self.config.cache_readonly or identity is None:
             return
         with self._lock:
-            self._set_aside(self.path, identity)
+            if not (indexes and self._rebuilt != identity and self._rebuild_indexes(identity)):
+                self._set_aside(self.path, identity)
+
+    def _rebuild_indexes(self, identity: Identity) -> bool:
+        self._rebuilt = identity
+        try:
+            with self.raw(self.lock_timeout) as connection:
+                connection.execute("REINDEX")
+        except CacheError as error:
+            _log.debug("the indexes of %s could not be made anew: %s", self.path, error)
+            return False
+        _log.warning("indexes of %s were damaged; they were made anew from the tables", self.path)
+        return True
 
     def _set_aside(self, path: Path, identity: Identity) -> None:
         if sqlite.file_identity(path) == identity:  # else another process has done so already
@@ -466,7 +480,7 @@ class Database:
     def _translated(self, doing: str, seconds: float | None = None) -> Iterator[None]:
         try:
             yield
-        except (sqlite3.Error, OSError) as error:
+        except (sqlite3.Error, OSError, UnicodeDecodeError) as error:
             if sqlite.is_locked(error):
                 raise self._locked_error(doing, seconds) from error
             raise self._error(doing, error) from error
@@ -511,7 +525,13 @@ class Database:
             name = getattr(error, "sqlite_errorname", None) or type(error).__name__
             cause = "damaged" if sqlite.is_damaged(error) else "disk full" if name == "SQLITE_FULL" else name
         identity = getattr(self._local, "used", None)
-        return CacheError(f"could not {doing} {path}: {error}", path=str(path), cause=cause, identity=identity)
+        return CacheError(
+            f"could not {doing} {path}: {error}",
+            path=str(path),
+            cause=cause,
+            identity=identity,
+            indexes=sqlite.is_of_indexes(error),
+        )
 
 
 def _identity(settings: Settings) -> Identity | None:

@@ -282,11 +282,11 @@ class Shard:
             return work(self.current)
 
     def heal(self, error: CacheError) -> None:
-        """Set the file aside that an error found malformed."""
+        """Set the file aside that an error found malformed, unless its indexes alone are."""
         identity = error.details.get("identity")
         if identity is not None:
             for file in self.files():
-                file.database.heal(identity)
+                file.database.heal(identity, indexes=bool(error.details.get("indexes")))
 
     def open(self) -> None:
         """Create or open the file."""
