@@ -1,5 +1,6 @@
 """The one place that opens SQLite connections, with every pragma."""
 
+import errno
 import logging
 import os
 import sqlite3
@@ -27,6 +28,8 @@ DIRECTORY_MODE = 0o750
 JOURNAL_LIMIT = 64 << 20
 _MAGIC = b"SQLite format 3\0"
 _DAMAGED = {sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB}
+_NO_SYNC = {errno.EINVAL, errno.ENOTSUP, errno.EACCES, errno.EPERM}
+"""Of folders that may be written but not listed, and on file systems that know no such thing."""
 _LOCKED = {sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED}
 
 
@@ -225,12 +228,28 @@ def create_file(path: Path) -> None:
         with suppress(FileExistsError):  # another process was quicker
             folder.mkdir()
             folder.chmod(DIRECTORY_MODE)
+        sync_folder(folder.parent)
     with _looking, suppress(FileExistsError):  # closing it must not drop the locks of a connection made meanwhile
         descriptor = os.open(path, os.O_CREAT | os.O_EXCL | os.O_RDWR, FILE_MODE)
         try:
             os.fchmod(descriptor, FILE_MODE)
         finally:
             os.close(descriptor)
+
+
+def sync_folder(folder: Path) -> None:
+    """Write a folder's names to disk: a file that was synced is found after a power cut only if its name was, too."""
+    if os.name != "posix":  # Windows opens no folders
+        return
+    try:
+        descriptor = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+    except OSError as error:
+        if error.errno not in _NO_SYNC:
+            raise
 
 
 def set_aside(path: Path) -> Path:
