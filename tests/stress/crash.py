@@ -49,6 +49,7 @@ BOTH = WHOLE[:14] + OF_PARTS[:6]
 PATIENCE = 60.0
 """Seconds after which a victim that has not ended hangs."""
 FORMER_KEY, NEW_KEY = "11" * 32, "22" * 32
+logging.getLogger("tif1_pipeline").addHandler(logging.NullHandler())  # what is moved back is warned of
 PARTITIONS = dg.StaticPartitionsDefinition([f"p{number}" for number in range(6)])
 
 
@@ -118,6 +119,10 @@ class Kind:
         """What must hold after a kill."""
         with self.cache() as cache:
             self.compare(row, cache)
+
+    def check_done(self, row: Row) -> None:
+        """What must hold once the work was done, even if the power fails then."""
+        self.check(row)
 
     def complete(self, row: Row) -> None:
         """Do it again, and check that it is done."""
@@ -308,6 +313,7 @@ class Backup(Kind):
             cache.backup(self.folder / "backups", keep=2)
             self.fill(cache, dict.fromkeys(BOTH, 2))
             cache.backup(self.folder / "backups", keep=2)
+        self.former = set(self.backups())
 
     def work(self) -> None:
         with self.cache() as cache:
@@ -326,6 +332,12 @@ class Backup(Kind):
             except Exception as error:
                 row.wrong += 1
                 row.say(f"{path.name}: {error}")
+
+    def check_done(self, row: Row) -> None:
+        self.check(row)
+        if not set(self.backups()) - self.former:
+            row.lost += 1
+            row.say("the new backup is not there")
 
     def backups(self) -> list[Path]:
         return sorted(path for path in (self.folder / "backups").iterdir() if path.name.endswith(".tar.zst"))
@@ -553,9 +565,12 @@ class Export(Kind):
             row.lost += len(BOTH) - len(found)
             row.say(f"{len(found)} exported files of {len(BOTH)} are left")
 
+    def check_done(self, row: Row) -> None:
+        self.check(row, least=2)
+
     def complete(self, row: Row) -> None:
         self.work()
-        self.check(row, least=2)
+        self.check_done(row)
         self.no_leftovers(row, self.folder / "tree")
 
 
@@ -673,7 +688,6 @@ def victim(kind: Kind) -> None:
 def rows(plan: Plan) -> Iterator[Row]:
     """Kill one kind of work after the other."""
     warnings.filterwarnings("ignore", category=dg.BetaWarning)
-    logging.getLogger("tif1_pipeline").addHandler(logging.NullHandler())  # what is moved back is warned of
     server = multiprocessing.get_context("forkserver")
     server.set_forkserver_preload([__name__])
     for make in KINDS:

@@ -1,5 +1,6 @@
 """The one place that opens SQLite connections, with every pragma."""
 
+import errno
 import logging
 import os
 import sqlite3
@@ -32,6 +33,8 @@ _MAGIC = b"SQLite format 3\0"
 # No statement of this package violates a constraint, unless an index says other than its table.
 _DAMAGED = {sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_CONSTRAINT}
 _CORRUPT_INDEX = sqlite3.SQLITE_CORRUPT | 3 << 8  # Python 3.11 does not name it
+_NO_SYNC = {errno.EINVAL, errno.ENOTSUP, errno.EACCES, errno.EPERM}
+"""Of folders that may be written but not listed, and on file systems that know no such thing."""
 _LOCKED = {sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED}
 
 
@@ -242,12 +245,28 @@ def create_file(path: Path) -> None:
         with suppress(FileExistsError):  # another process was quicker
             folder.mkdir()
             folder.chmod(DIRECTORY_MODE)
+        sync_folder(folder.parent)
     with _looking, suppress(FileExistsError):  # closing it must not drop the locks of a connection made meanwhile
         descriptor = os.open(path, os.O_CREAT | os.O_EXCL | os.O_RDWR, FILE_MODE)
         try:
             os.fchmod(descriptor, FILE_MODE)
         finally:
             os.close(descriptor)
+
+
+def sync_folder(folder: Path) -> None:
+    """Write a folder's names to disk: a file that was synced is found after a power cut only if its name was, too."""
+    if os.name != "posix":  # Windows opens no folders
+        return
+    try:
+        descriptor = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+    except OSError as error:
+        if error.errno not in _NO_SYNC:
+            raise
 
 
 def set_aside(path: Path) -> Path:

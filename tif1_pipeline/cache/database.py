@@ -212,13 +212,16 @@ class Database:
     # ---- writing
 
     @contextmanager
-    def writing(self, timeout: float | None = None, *, size: int = 0) -> Iterator["sa.Connection"]:
+    def writing(
+        self, timeout: float | None = None, *, size: int = 0, synced: bool = False
+    ) -> Iterator["sa.Connection"]:
         """A transaction that holds the write lock from its start; creates the file when there is none.
 
         Args:
             timeout: Seconds to wait for the lock; the setting by default.
             size: Bytes that are about to be written. After many the log is carried over into the file by a thread of
                 its own, which takes as long as the write itself.
+            synced: What is committed survives a power cut from then on, and all that was committed before it.
         """
         if self.config.cache_readonly:
             raise self._readonly_error()
@@ -232,6 +235,7 @@ class Database:
                     self._reopened_if_needed(),
                     self._connected("BEGIN IMMEDIATE", left) as connection,
                     self._checkpointed_later(connection, size),
+                    self._synced(connection, synced),
                     connection.begin(),
                 ):
                     yield connection
@@ -247,6 +251,19 @@ class Database:
             yield
         finally:
             self._turn.release()
+
+    @staticmethod
+    @contextmanager
+    def _synced(connection: "sa.Connection", synced: bool) -> Iterator[None]:
+        if not synced:
+            yield
+            return
+        driver: Any = connection.connection.driver_connection  # past SQLAlchemy, which would begin a transaction
+        driver.execute("PRAGMA synchronous=FULL")
+        try:
+            yield
+        finally:
+            driver.execute("PRAGMA synchronous=NORMAL")
 
     @contextmanager
     def _reopened_if_needed(self) -> Iterator[None]:
