@@ -6,7 +6,7 @@ import sqlite3
 import struct
 import threading
 import time
-from contextlib import suppress
+from contextlib import closing, suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import NamedTuple
@@ -26,6 +26,7 @@ migrated when the file is opened."""
 FILE_MODE = 0o640
 DIRECTORY_MODE = 0o750
 JOURNAL_LIMIT = 64 << 20
+_EMPTY_SECONDS = 0.5
 _MAGIC = b"SQLite format 3\0"
 _DAMAGED = {sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB}
 _LOCKED = {sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED}
@@ -325,3 +326,13 @@ def carry_log_over(settings: Settings, opened: list[sqlite3.Connection]) -> None
         finally:
             for connection in opened:
                 connection.close()
+
+
+def empty_log(settings: Settings) -> None:
+    """Write the log to the file and empty it, if those that read from it are through soon; else it is done later."""
+    try:
+        with closing(connect(settings, timeout=_EMPTY_SECONDS)) as connection:
+            connection.execute("PRAGMA wal_checkpoint(PASSIVE)")  # the work; nobody waits for it
+            connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+    except sqlite3.Error as error:
+        _log.debug("the log of %s was not emptied: %s", settings.path, error)
