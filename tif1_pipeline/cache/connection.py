@@ -9,7 +9,7 @@ import struct
 import threading
 import time
 from collections.abc import Set
-from contextlib import suppress
+from contextlib import closing, suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import NamedTuple
@@ -29,6 +29,7 @@ migrated when the file is opened."""
 FILE_MODE = 0o640
 DIRECTORY_MODE = 0o750
 JOURNAL_LIMIT = 64 << 20
+_EMPTY_SECONDS = 0.5
 _MAGIC = b"SQLite format 3\0"
 # No statement of this package violates a constraint, unless an index says other than its table.
 _DAMAGED = {sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_CONSTRAINT}
@@ -391,3 +392,13 @@ def carry_log_over(settings: Settings, opened: list[sqlite3.Connection]) -> None
         finally:
             for connection in opened:
                 connection.close()
+
+
+def empty_log(settings: Settings) -> None:
+    """Write the log to the file and empty it, if those that read from it are through soon; else it is done later."""
+    try:
+        with closing(connect(settings, timeout=_EMPTY_SECONDS)) as connection:
+            connection.execute("PRAGMA wal_checkpoint(PASSIVE)")  # the work; nobody waits for it
+            connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+    except sqlite3.Error as error:
+        _log.debug("the log of %s was not emptied: %s", settings.path, error)

@@ -31,6 +31,7 @@ _inherited: list[Any] = []
 
 
 _TRIES = 5
+_SHORTEN_EVERY_SECONDS = 1.0
 _LARGE = 4 << 20
 _T = TypeVar("_T")
 
@@ -78,6 +79,7 @@ class Database:
         self._ready: tuple[Settings, Identity] | None = None
         self._checkpoint: tuple[threading.Thread, list[sqlite3.Connection]] | None = None
         self._was_refused = False
+        self._shorten_at = 0.0
 
     def forget_inherited(self) -> None:
         """Start without the connections that a fork handed down."""
@@ -228,6 +230,7 @@ class Database:
         seconds = self.lock_timeout if timeout is None else timeout
         started = time.monotonic()
         with gate.using(), self._in_turn(seconds):
+            self._shorten_log()
             left = max(0.0, seconds - (time.monotonic() - started))
             try:
                 with (
@@ -289,10 +292,19 @@ class Database:
                 self.close()
         yield
 
+    def _shorten_log(self) -> None:
+        """Empty a log that is too long: by itself it begins anew only when nobody reads, and somebody always may."""
+        settings = self._settings()
+        too_long = settings.wal_mode and sqlite.size_of(_log_of(settings)) > sqlite.JOURNAL_LIMIT
+        if too_long and time.monotonic() >= self._shorten_at:
+            # Others may have a long transaction under way: nobody is to wait for that with each write.
+            self._shorten_at = time.monotonic() + _SHORTEN_EVERY_SECONDS
+            sqlite.empty_log(settings)
+
     @contextmanager
     def _checkpointed_later(self, connection: "sa.Connection", size: int) -> Iterator[None]:
         settings = self._settings()
-        log = sqlite.size_of(settings.path.with_name(settings.path.name + "-wal"))
+        log = sqlite.size_of(_log_of(settings))
         # While a checkpoint is under way, or the log is long, whoever writes waits for it: it must not grow for ever.
         is_free = self._checkpoint is None or not self._checkpoint[0].is_alive()
         if size < _LARGE or not settings.wal_mode or not is_free or log > sqlite.JOURNAL_LIMIT:
@@ -549,6 +561,10 @@ class Database:
             identity=identity,
             indexes=sqlite.is_of_indexes(error),
         )
+
+
+def _log_of(settings: Settings) -> Path:
+    return settings.path.with_name(f"{settings.path.name}-wal")
 
 
 def _identity(settings: Settings) -> Identity | None:
