@@ -29,7 +29,16 @@ RETRY_SECONDS = 5.0
 """Between two looks at whether a file that could not be used can be used again."""
 _NOT_THE_PLACE = (CacheVersionError, CacheLockedError, CacheReadOnlyError, CorruptEntryError)
 """Errors that another folder would not help with: a foreign file is a mistake to be spoken about, a lock passes."""
-_NOT_THE_PLACE_CAUSES = {None, "damaged", "damaged entry", "no key", "pool exhausted", "unfinished", "changing"}
+_NOT_THE_PLACE_CAUSES = {
+    None,
+    "damaged",
+    "damaged entry",
+    "no key",
+    "pool exhausted",
+    "unfinished",
+    "changing",
+    "out of memory",
+}
 
 
 class Shard:
