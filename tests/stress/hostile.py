@@ -70,6 +70,7 @@ def rows(plan: Plan) -> Iterator[Row]:
         before = _snapshot(folder)
         environment = {name: value for name, value in os.environ.items() if not name.startswith("TIF1_")}
         environment |= {"HOME": str(folder / "home"), "TMPDIR": str(folder / "work"), "PYTHONPATH": str(ROOT)}
+        environment["HYPOTHESIS_STORAGE_DIRECTORY"] = str(folder / "work" / ".hypothesis")
         seed = plan.chance(kind).randrange(1 << 30)
         command = [sys.executable, "-m", "tests.stress.hostile", kind, str(seed), str(plan.count(full))]
         pipe = subprocess.PIPE
@@ -91,7 +92,7 @@ def rows(plan: Plan) -> Iterator[Row]:
             row.tried, row.wrong = 1, 1
             last = folder / "work" / "last"
             row.say(f"{reason}, at {last.read_text()[:300] if last.exists() else 'its start'}: {errors[-1500:]}")
-        for name in sorted(before.items() ^ _snapshot(folder).items()):
+        for name in sorted({name for name, _ in before.items() ^ _snapshot(folder).items()}):
             row.leaked += 1
             row.say(f"outside of its folder: {name}")
         shutil.rmtree(folder, ignore_errors=True)
@@ -763,8 +764,9 @@ def _archive(t: Trying, sound: bytes, number: int) -> bytes:
             what, value = chance.choice(lies)
             member[what] = value
     if kind == 5:
-        lies = [("format", 9), ("layout", 99), ("layout", "1"), ("members", []), ("members", {}), 
-                ("members", manifest["members"] * 200), ("created_at", 7), ("library_version", None), ("format", -1), ("members", [7])]  # fmt: skip
+        lies = [("format", 9), ("layout", 99), ("layout", "1"), ("members", []), ("members", {}), ("format", -1),
+                ("members", [7]), ("members", manifest["members"] * 200), ("created_at", 7),
+                ("library_version", None)]  # fmt: skip
         what, value = chance.choice(lies)
         manifest[what] = value
     text = json.dumps(manifest).encode()

@@ -219,7 +219,7 @@ def _parse_fast(parser: "simdjson.Parser", body: bytes) -> dict[str, Any] | None
     for name in names:
         try:
             value = tel[name]
-        except LookupError:  # a name that is no Unicode is listed, and not found
+        except LookupError:  # a name with a zero in it is listed, and not found
             return None
         if hasattr(value, "as_buffer"):
             lists += 1
