@@ -42,20 +42,20 @@ MENDED = 3
 
 PLACES = {
     "nothing": ("nothing: the copies themselves", 20),
-    "head": ("the file's header", 120),
-    "schema": ("the page of the schema", 120),
-    "entries": ("pages of the table of entries", 220),
-    "parts": ("pages of the table of parts", 220),
-    "indexes": ("pages of indexes", 200),
-    "links": ("links between the pages of stored parts", 140),
-    "ends": ("heads and ends of stored parts", 200),
-    "bytes": ("bytes within stored parts", 260),
+    "head": ("the file's header", 100),
+    "schema": ("the page of the schema", 100),
+    "entries": ("pages of the table of entries", 200),
+    "parts": ("pages of the table of parts", 200),
+    "indexes": ("pages of indexes", 170),
+    "links": ("links between the pages of stored parts", 110),
+    "ends": ("heads and ends of stored parts", 180),
+    "bytes": ("bytes within stored parts", 240),
     "free": ("free pages", 60),
-    "length": ("files cut short or with noise behind", 100),
-    "pages": ("pages written to the place of others", 120),
-    "log": ("the log", 160),
+    "length": ("files cut short or with noise behind", 90),
+    "pages": ("pages written to the place of others", 110),
+    "log": ("the log", 140),
     "log index": ("the log's index", 20),
-    "rows": ("one value of a row", 160),
+    "rows": ("one value of a row", 180),
     "exchange": ("parts exchanged, cut, or taken from another entry", 100),
 }
 """What is damaged, and how often."""
@@ -507,7 +507,7 @@ class Reader:
                     self._compare(entry, again.value, as_, "", check, "stored anew")
             except Tif1Error as error:
                 self.wrong.append(f"{entry.key} cannot be fetched anew: {type(error).__name__}: {error}")
-        if not foreign and chance.random() < 0.1:
+        if not foreign and chance.random() < 0.07:
             try:
                 report = cache.verify_integrity()
                 self.verified += bool(report["corrupted_list"] and not missing and self.unseen == was)
@@ -521,7 +521,7 @@ class Reader:
             return [("json", "")]
         parts = [("arrow", chance.choice(["D00", "D01", "D02"]))] if entry.part_by else []
         wholes = [("pandas", ""), ("arrow", "")]
-        return [*parts, *(wholes if chance.random() < 0.3 else [chance.choice(wholes)])]
+        return [*parts, *(wholes if chance.random() < 0.2 else [chance.choice(wholes)])]
 
     def _look(self, cache: Any, entry: Stored, as_: str, part: str, check: bool) -> bool:
         hit = cache.read(entry.key, as_, parts=[part] if part else None)

@@ -33,6 +33,8 @@ _EMPTY_SECONDS = 0.5
 _MAGIC = b"SQLite format 3\0"
 # No statement of this package violates a constraint, unless an index says other than its table.
 _DAMAGED = {sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_CONSTRAINT}
+_OTHER_CONTENT = ("no such table", "no such column", "has no column named", "cannot open value", "decode to UTF-8")
+"""How SQLite and its driver speak of a schema, a value or a text that a flipped bit has made another one."""
 _CORRUPT_INDEX = sqlite3.SQLITE_CORRUPT | 3 << 8  # Python 3.11 does not name it
 _NO_SYNC = {errno.EINVAL, errno.ENOTSUP, errno.EACCES, errno.EPERM}
 """Of folders that may be written but not listed, and on file systems that know no such thing."""
@@ -232,6 +234,14 @@ def layout_of(connection: sqlite3.Connection, path: Path) -> int:
     if not any(marks) and not connection.execute("SELECT count(*) FROM sqlite_master").fetchone()[0]:
         return 0  # just made, or the creation was killed and opening the file has rolled it back
     check_marks(path, *marks)
+    # A cache has none; those of a stranger's file would act on what is stored.
+    foreign = connection.execute("SELECT type, name FROM sqlite_master WHERE type IN ('trigger', 'view')").fetchone()
+    if foreign:
+        raise CacheVersionError(
+            f"{path} holds the {foreign[0]} {foreign[1][:80]}, which no cache does; nothing in it was changed. Move it "
+            "away, or set cache_dir or cache_filename to another place",
+            path=str(path),
+        )
     return marks[1]
 
 
@@ -339,11 +349,12 @@ def _stat(path: Path) -> os.stat_result | None:
 
 
 def is_damaged(error: BaseException) -> bool:
-    """Tell whether SQLite found the file malformed, or its driver a text that is none."""
-    code = getattr(error, "sqlite_errorcode", None)
-    if code is None:
-        is_text = isinstance(error, sqlite3.OperationalError) and "decode to UTF-8" in str(error)
-        return is_text or isinstance(error, UnicodeDecodeError)  # of a message that quotes the file
+    """Tell whether SQLite found the file malformed, or other than it must be after all that was checked."""
+    if isinstance(error, UnicodeDecodeError):  # of a message that quotes the file
+        return True
+    code = getattr(error, "sqlite_errorcode", sqlite3.SQLITE_ERROR)  # the driver's own errors have none
+    if code == sqlite3.SQLITE_ERROR:
+        return isinstance(error, sqlite3.OperationalError) and any(words in str(error) for words in _OTHER_CONTENT)
     return code & 0xFF in _DAMAGED
 
 

@@ -19,7 +19,13 @@ from tif1_pipeline.cache.connection import LAYOUT_VERSION, Handle, Identity, Set
 from tif1_pipeline.cache.forking import gate
 from tif1_pipeline.cache.turns import Turn, begin
 from tif1_pipeline.config import Config
-from tif1_pipeline.exceptions import CacheError, CacheLockedError, CacheReadOnlyError, CacheVersionError
+from tif1_pipeline.exceptions import (
+    CacheError,
+    CacheLockedError,
+    CacheReadOnlyError,
+    CacheVersionError,
+    InvalidDataError,
+)
 
 if TYPE_CHECKING:
     import sqlalchemy as sa
@@ -509,6 +515,10 @@ class Database:
     def _translated(self, doing: str, seconds: float | None = None) -> Iterator[None]:
         try:
             yield
+        except (UnicodeEncodeError, OverflowError) as error:
+            raise InvalidDataError(
+                f"no text with halves of surrogate pairs, and no number beyond 64 bits, can be stored: {error}"
+            ) from error
         except (sqlite3.Error, OSError, UnicodeDecodeError) as error:
             if sqlite.is_locked(error):
                 raise self._locked_error(doing, seconds) from error

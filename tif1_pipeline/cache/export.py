@@ -208,7 +208,7 @@ def _export(tiered: Tiered, file: File, key: str, folder: Path, paths: tree.Path
         make_folder(path.parent)
         with _replacing(path, folder) as target:
             if first.header is None:
-                _write_json(target, info, codec.decode_json(first.blobs[0]))
+                _write_json(target, info, codec.decode_json(first.blobs[0], info.size_bytes))
                 return place
             if _write_table(tiered, file, first, target):
                 return place

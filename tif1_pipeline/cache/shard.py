@@ -38,6 +38,7 @@ _NOT_THE_PLACE_CAUSES = {
     "unfinished",
     "changing",
     "forked",
+    "out of memory",
 }
 
 

@@ -27,11 +27,15 @@ from tif1_pipeline.exceptions import (
     CacheReadOnlyError,
     CacheVersionError,
     CorruptEntryError,
+    InvalidDataError,
 )
 from tif1_pipeline.keys import EntryKey
 
 _log = logging.getLogger(__name__)
 _trace = logging.getLogger("tif1_pipeline.cache.trace")
+
+_UNREADABLE = (LookupError, TypeError, ValueError, AttributeError)
+"""What pandas and Arrow raise for a sound table whose schema says what they do not understand."""
 
 _instances: "weakref.WeakSet[Tiered]" = weakref.WeakSet()
 
@@ -201,7 +205,7 @@ class Tiered:
             epoch = shard.changes()
             if shard.load(key, select, use) is None or (decoding is None and not texts):
                 return None
-            selected: Any = self._decode_json(texts[0]) if decoding is None else decoding.value()
+            selected: Any = self._decode_json(texts[0], info) if decoding is None else decoding.value()
             if view.parts == ():
                 selected = selected.slice(0, 0)
         except CacheVersionError:
@@ -215,16 +219,22 @@ class Tiered:
             else:
                 self.degrade("read", error)
             return None
+        except _UNREADABLE as error:
+            raise _unreadable(key, view, error) from error
         finally:
             if decoding is not None:
                 decoding.close()
         assert info is not None  # noqa: S101 - load has called select
-        return Hit(self._serve(info, info.generation, epoch, selected, view), "disk", info)
+        try:
+            return Hit(self._serve(info, info.generation, epoch, selected, view), "disk", info)
+        except _UNREADABLE as error:
+            raise _unreadable(key, view, error) from error
 
-    def _decode_json(self, blob: codec.Blob) -> bytes:
+    def _decode_json(self, blob: codec.Blob, info: EntryInfo | None) -> bytes:
         if self.config.cache_verify_checksum:
             codec.verify(blob)
-        return codec.decode_json(blob)
+        assert info is not None  # noqa: S101 - load has called select
+        return codec.decode_json(blob, info.size_bytes)
 
     def _serve(self, info: EntryInfo, on_disk: str | None, epoch: int, selected: Any, view: View) -> Any:
         """Convert what was selected, keep it in memory, and hand it out."""
@@ -397,6 +407,14 @@ class Tiered:
             self.degraded["damaged file set aside"] += 1
         _log.error("the cache file %s is damaged; it is kept as %s and a new one is started", path, kept)
         audit.record(self.config, "set aside", path=str(path), kept=str(kept))
+
+
+def _unreadable(key: str, view: View, error: Exception) -> InvalidDataError:
+    # Not corrupt, so that it stays: another version of pandas may have stored it.
+    return InvalidDataError(
+        f"{key} cannot be read as {view.as_!r} ({type(error).__name__}: {error}): read it as 'arrow', or remove it",
+        key=key,
+    )
 
 
 def _debug(message: str, *arguments: object) -> None:
