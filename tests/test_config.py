@@ -158,3 +158,36 @@ def test_what_is_secret_in_a_url_is_not_shown(url: str) -> None:
     with pytest.raises(ConfigError) as error:
         Config(cdn_urls=[url.replace("http:", "https:")])
     assert "hunter2" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("cache_dir", "a\0b"),
+        ("cache_dir", "\ud800"),
+        ("cache_dir", "~nobody-of-this-name/x"),
+        ("cache_filename", "\ud800"),
+        ("cache_encryption_key", [7]),
+    ],
+)
+def test_values_that_only_their_use_would_refuse(name: str, value: object) -> None:
+    with pytest.raises(ConfigError, match=name):
+        setattr(Config(), name, value)
+
+
+@pytest.mark.parametrize("content", ["[[tool.tif1_pipeline]]", "[tool]\ntif1_pipeline = 3"])
+def test_a_section_that_is_no_table(tmp_path: Path, content: str) -> None:
+    (tmp_path / "pyproject.toml").write_text(content)
+    with pytest.raises(ConfigError, match="no table"):
+        load_config({}, tmp_path)
+
+
+def test_a_file_of_somebody_else_whose_tool_is_no_table(tmp_path: Path) -> None:
+    (tmp_path / "pyproject.toml").write_text("tool = 3")
+    assert load_config({}, tmp_path).to_dict() == Config().to_dict()
+
+
+@pytest.mark.parametrize("path", ["a\0b", "\ud800", "~nobody-of-this-name/x"])
+def test_a_path_of_settings_that_no_file_can_have(tmp_path: Path, path: str) -> None:
+    with pytest.raises(ConfigError, match="TIF1_CONFIG"):
+        load_config({"TIF1_CONFIG": path}, tmp_path)

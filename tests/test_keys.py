@@ -78,3 +78,8 @@ def test_names_that_would_reach_elsewhere_are_refused(name):
 def test_slugs_are_stable():
     assert slug("Pre-Season Testing 1") == "pre_season_testing_1"
     assert slug("Montréal") == "montreal"
+
+
+def test_a_year_of_any_length_is_no_session() -> None:
+    with pytest.raises(SessionNotFoundError):
+        SessionKey.parse("9" * 5000 + " Monaco Grand Prix Race")

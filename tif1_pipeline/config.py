@@ -103,7 +103,8 @@ class Config:
         30, kinds.to_seconds, kinds.positive_duration, "wait for another process's lock"
     )
     cache_max_connections: int = _setting(10, kinds.to_int, kinds.between(1, 1000), "connections of the pool")
-    cache_verify_checksum: bool = _setting(False, kinds.to_bool, None, "check each part's checksum when it is read")
+    # Of the time of a read 0.5 to 2 % (of all of a race's telemetry: 23 MB in 1.5 of 72 ms).
+    cache_verify_checksum: bool = _setting(True, kinds.to_bool, None, "check each part's checksum when it is read")
 
     cache_ttl: timedelta | None = _ttl("any table")
     cache_ttl_laps: timedelta | None = _ttl("a laps table")
@@ -366,16 +367,20 @@ def load_config(environ: Mapping[str, str] | None = None, directory: Path | None
 
 def _settings_from_file(environ: Mapping[str, str], directory: Path) -> dict[str, Any]:
     named = environ.get(f"{ENV_PREFIX}CONFIG")
-    path = Path(named).expanduser() if named else directory / "pyproject.toml"
+    path = directory / "pyproject.toml"
     if not named and not path.is_file():
         return {}
     try:
+        path = kinds.to_path(named) if named else path
         content = tomllib.loads(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+    except (OSError, ValueError, RecursionError) as error:  # a bad path, no text, no TOML
         if not named:  # somebody else's pyproject.toml is not ours to judge
             return {}
-        raise ConfigError(f"{ENV_PREFIX}CONFIG names {path}, which cannot be read: {error}", path=str(path)) from error
-    section = content.get("tool", {}).get("tif1_pipeline")
+        raise ConfigError(f"{ENV_PREFIX}CONFIG names {named}, which cannot be read: {error}", path=named) from error
+    tool = content.get("tool")
+    section = tool.get("tif1_pipeline") if isinstance(tool, dict) else None
     if section is None:
         section = content if named and path.name != "pyproject.toml" else {}
+    if not isinstance(section, dict):
+        raise ConfigError(f"tool.tif1_pipeline in {path} is no table: write [tool.tif1_pipeline]", path=str(path))
     return section

@@ -143,7 +143,7 @@ class SessionKey:
         year, _, rest = partition.partition(" ")
         # Longest first: "Sprint Qualifying" ends with another session's name.
         for name in sorted(SESSION_TYPES, key=len, reverse=True):
-            if rest.endswith(f" {name}") and year.isdecimal():
+            if rest.endswith(f" {name}") and re.fullmatch(r"\d{4}", year):
                 return cls(int(year), rest.removesuffix(f" {name}"), name)
         raise SessionNotFoundError(
             f"{partition!r} is no session partition; it reads like '2025 Monaco Grand Prix Race'", partition=partition

@@ -2,6 +2,7 @@
 
 import base64
 import logging
+import os
 import re
 import warnings
 from collections.abc import Callable
@@ -58,7 +59,22 @@ def to_path(value: Any) -> Path:
     """Read a path; ``~`` is the home folder."""
     if not str(value).strip():
         raise ValueError("a path is needed")
-    return Path(value).expanduser()
+    try:
+        path = Path(value).expanduser()
+    except RuntimeError as error:  # "~somebody" whom nobody knows
+        raise ValueError(str(error)) from None
+    check_name(str(path))
+    return path
+
+
+def check_name(path: str) -> None:
+    """Refuse what no file can be called.
+
+    Raises:
+        ValueError: It holds a zero, or half of a surrogate pair.
+    """
+    if b"\0" in os.fsencode(path):
+        raise ValueError("no path holds a zero")
 
 
 def to_urls(value: Any) -> tuple[str, ...]:
@@ -70,8 +86,10 @@ def to_urls(value: Any) -> tuple[str, ...]:
 
 def to_texts(value: Any) -> tuple[str, ...]:
     """Read texts, after commas."""
-    texts = (text.strip() for text in (value.split(",") if isinstance(value, str) else value))
-    return tuple(text for text in texts if text)
+    texts = value.split(",") if isinstance(value, str) else tuple(value)
+    if not all(isinstance(text, str) for text in texts):
+        raise ValueError("texts are needed")
+    return tuple(text.strip() for text in texts if text.strip())
 
 
 def to_choice(value: Any) -> str:
@@ -172,8 +190,9 @@ def key_bytes(text: str) -> bytes:
 
 def file_name(_: Any, __: Any, value: str) -> None:
     """Allow a file name without a folder."""
-    if not value or Path(value).name != value or "\0" in value:
+    if not value or Path(value).name != value:
         raise ValueError("a bare file name is needed; the folder is cache_dir")
+    check_name(value)
 
 
 def safe_urls(_: Any, __: Any, urls: tuple[str, ...]) -> None:

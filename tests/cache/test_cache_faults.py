@@ -81,6 +81,77 @@ def test_flipped_bytes_are_never_returned_when_checksums_are_on(config: Config, 
             assert cache.read(key, "json" if isinstance(value, dict) else "arrow") is None
 
 
+OTHER = pa.table({"n": list(range(5000, 10000)), "p": ["a", "b"] * 2500})
+
+
+@pytest.mark.parametrize("checked", [False, True])
+@pytest.mark.parametrize(
+    "statement",
+    [
+        # What a disk makes of a file that writes to another place than it was told to, or loses what was written.
+        "UPDATE parts SET (data, checksum) = (SELECT data, checksum FROM parts AS other WHERE other.name = parts.name"
+        " AND other.entry_id <> parts.entry_id AND other.ordinal = 1) WHERE ordinal = 1",
+        "UPDATE parts SET entry_id = 3 - entry_id + 100; UPDATE parts SET entry_id = entry_id - 100",
+        "UPDATE entries SET key = key || 'x'; UPDATE entries SET key = iif(id = 1, 'other', '{key}')",
+        'UPDATE entries SET parts = \'["a", "a"]\'',
+        "UPDATE parts SET name = iif(name = 'a', 'b', 'a') WHERE ordinal > 0",
+        "UPDATE parts SET checksum = x'00' WHERE ordinal = 1",
+        "UPDATE entries SET encryption = '00000000'",
+        "UPDATE entries SET backend = 'json'",
+        "UPDATE entries SET created_at = 'never'",
+        "UPDATE entries SET size_bytes = 'many'",
+        "UPDATE entries SET parts = 'no list'",
+        "UPDATE entries SET event = CAST(x'ff' AS TEXT)",
+    ],
+)
+def test_what_does_not_belong_together_is_never_read_and_is_fetched_anew(
+    config: Config, cache: Cache, key: EntryKey, statement: str, checked: bool
+) -> None:
+    config.cache_verify_checksum = checked
+    for entry, value in ((key, TABLE), (EntryKey("other", "x"), OTHER)):
+        assert cache.write(entry, value, part_by="p").stored
+    cache.clear_memory()
+    with closing(sqlite3.connect(cache.get_cache_file(), isolation_level=None)) as connection:
+        connection.executescript(statement.replace("{key}", key.text))
+    for entry, value in ((key, TABLE), (EntryKey("other", "x"), OTHER)):
+        hit = cache.read(entry, parts=["a"])
+        assert hit is None or hit.value["n"].to_pylist() == value["n"].to_pylist()[::2]
+        assert cache.read_through(entry, lambda _, value=value: Fresh(value), part_by="p").value == value
+        cache.clear_memory()
+        assert cache.read(entry).value == value
+
+
+def test_an_index_that_says_other_than_its_table_is_made_anew(
+    config: Config, open_cache: Callable[..., Cache], key: EntryKey, caplog: pytest.LogCaptureFixture
+) -> None:
+    cache = open_cache()
+    for entry in (key, EntryKey("other", "x")):
+        cache.write(entry, TABLE, part_by="p")
+    cache.close()
+    statements = (
+        "CREATE TEMP TABLE kept AS SELECT * FROM sqlite_master WHERE name = 'parts_entry'",
+        "DELETE FROM sqlite_master WHERE name = 'parts_entry'",
+        "PRAGMA writable_schema=RESET",
+        "UPDATE parts SET entry_id = 7 WHERE ordinal = 1 AND entry_id = 1",  # past the index
+        "PRAGMA writable_schema=ON",
+        "INSERT INTO sqlite_master SELECT * FROM kept",
+    )
+    with closing(sqlite3.connect(config.cache_path, isolation_level=None)) as connection:
+        connection.execute("PRAGMA writable_schema=ON")
+        for statement in statements:
+            connection.execute(statement)
+    cache = open_cache()
+    with closing(sqlite3.connect(config.cache_path)) as connection:
+        assert connection.execute("PRAGMA integrity_check").fetchone()[0] != "ok"
+    assert cache.read_through(key, fetch, part_by="p").value == TABLE
+    assert cache.write(key, OTHER, part_by="p").stored  # which removes what was there
+    assert cache.read_through(EntryKey("other", "x"), fetch).tier == "disk"
+    with closing(sqlite3.connect(config.cache_path)) as connection:
+        assert connection.execute("PRAGMA integrity_check").fetchone()[0] == "ok"
+    assert "made anew from the tables" in caplog.text
+    assert not list(config.cache_dir.glob("*.damaged-*"))
+
+
 def test_a_corrupt_entry_that_cannot_be_removed_is_fetched_all_the_same(
     config: Config, cache: Cache, key: EntryKey
 ) -> None:

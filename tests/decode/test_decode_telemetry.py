@@ -387,3 +387,9 @@ def test_importing_the_decoders_imports_neither_pandas_nor_simdjson():
     code = "import sys, tif1_pipeline.decode.telemetry; print({'pandas', 'simdjson'} & set(sys.modules))"
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert found.stdout.strip() == "set()"
+
+
+def test_a_column_whose_name_holds_a_zero():
+    builder = TelemetryBuilder()
+    assert builder.add("VER", 1, b'{"tel":{"time":[0.1,0.2],"a\\u0000b":[1,2]}}') == 2
+    assert builder.table()["a\0b"].to_pylist() == [1.0, 2.0]

@@ -306,15 +306,6 @@ class Reader:
 # ---- folders for work under way
 
 
-def sync_folder(folder: Path) -> None:
-    """Write a folder's names to disk."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
 @contextmanager
 def locked(folder: Path) -> Iterator[None]:
     """Hold a folder against other processes and threads that do the same."""

@@ -33,10 +33,13 @@ class Assembly:
         self._template = template
         self._rows = rows
         self._kinds: dict[str, str] = {}
+        self._categories: dict[str, int] = {}
         for field, dtype in zip(empty.schema, template.dtypes, strict=True):
             kind = _kind(field.type, dtype)
             if kind is not None:
                 self._kinds[field.name] = kind
+            if kind == "category":
+                self._categories[field.name] = len(dtype.categories)
         self._columns: dict[str, np.ndarray] = {}
         self._nulls: dict[str, np.ndarray] = {}
 
@@ -83,6 +86,10 @@ class Assembly:
                         self._nulls[name][row:end] = nulls
                     else:
                         target[row:end][nulls] = _MISSING[kind]
+                if kind == "category" and end > row:
+                    codes = target[row:end]
+                    if codes.min() < -1 or codes.max() >= self._categories[name]:  # pandas would read beyond their end
+                        raise ValueError(f"column {name!r} has a code of no category")
                 row = end
         return part.select([name for name in self._empty.column_names if name not in self._columns])
 

@@ -12,7 +12,7 @@ import pyarrow as pa
 
 from tif1_pipeline.cache import parquet, physical, threads
 from tif1_pipeline.cache.exact import same
-from tif1_pipeline.exceptions import CorruptEntryError, InvalidDataError
+from tif1_pipeline.exceptions import CacheError, CorruptEntryError, InvalidDataError
 
 FORMAT_VERSION = 1
 """Raised when stored bytes of the former version must not be read any more."""
@@ -117,18 +117,28 @@ def encode_json(text: bytes, level: int) -> Encoded:
     return Encoded(None, (blob,), 1, len(text), entry_checksum([digest(data)]), {WHOLE: (0, 1)})
 
 
-def decode_json(blob: Blob) -> bytes:
+def decode_json(blob: Blob, size: int) -> bytes:
     """Return the JSON text of a stored value.
+
+    Args:
+        blob: Stored.
+        size: Of the text.
 
     Raises:
         CorruptEntryError: It does not decode.
+        CacheError: There is not enough memory.
     """
     import zstandard
 
     try:
+        declared = zstandard.frame_content_size(blob.data)
+        if declared != size:  # the memory for it is taken at once
+            raise CorruptEntryError(f"the stored JSON value has {declared:,} bytes, stored were {size:,}")
         return zstandard.ZstdDecompressor().decompress(blob.data)
     except zstandard.ZstdError as error:
         raise CorruptEntryError(f"the stored JSON value does not decode: {error}") from error
+    except MemoryError as error:
+        raise out_of_memory(error) from error
 
 
 # ---- tables
@@ -205,6 +215,7 @@ def open_header(
     verify(header)  # always: it is small, and a table of another schema would be read without an error
     with translated():
         empty = physical.read_header(header.data)
+        empty.validate(full=True)  # 2 µs; else Arrow reads wherever the offsets in its format lead
     wanted = choose(empty.schema)
     return (empty, None) if wanted is None else (empty.select(wanted), [*wanted, ROW])
 
@@ -244,8 +255,18 @@ def translated() -> Iterator[None]:
     """Take what Arrow and numpy say of bytes that they cannot read for what it is."""
     try:
         yield
+    except MemoryError as error:  # no fault of what is stored; Arrow's own is an ArrowException too
+        raise out_of_memory(error) from error
     except (pa.ArrowException, OSError, KeyError, ValueError) as error:
         raise CorruptEntryError(f"the stored table does not decode: {error}") from error
+
+
+def out_of_memory(error: MemoryError) -> CacheError:
+    """Return the error that a stored value cannot be decoded for now."""
+    return CacheError(
+        f"there is not enough memory to decode what is stored ({error}): free some, or read fewer parts and columns",
+        cause="out of memory",
+    )
 
 
 def known_columns(schema: pa.Schema, columns: Iterable[str]) -> list[str]:

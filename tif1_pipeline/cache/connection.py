@@ -10,11 +10,12 @@ import threading
 import time
 import uuid
 from collections.abc import Iterator, Set
-from contextlib import contextmanager, suppress
+from contextlib import closing, contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import NamedTuple
 
+from tif1_pipeline.cache.forking import gate
 from tif1_pipeline.config import Config
 from tif1_pipeline.exceptions import CacheVersionError
 
@@ -29,8 +30,15 @@ migrated when the file is opened."""
 FILE_MODE = 0o640
 DIRECTORY_MODE = 0o750
 JOURNAL_LIMIT = 64 << 20
+_EMPTY_SECONDS = 0.5
 _MAGIC = b"SQLite format 3\0"
-_DAMAGED = {sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB}
+# No statement of this package violates a constraint, unless an index says other than its table.
+_DAMAGED = {sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_CONSTRAINT}
+_OTHER_CONTENT = ("no such table", "no such column", "has no column named", "cannot open value", "decode to UTF-8")
+"""How SQLite and its driver speak of a schema, a value or a text that a flipped bit has made another one."""
+_CORRUPT_INDEX = sqlite3.SQLITE_CORRUPT | 3 << 8  # Python 3.11 does not name it
+_NO_SYNC = {errno.EINVAL, errno.ENOTSUP, errno.EACCES, errno.EPERM}
+"""Of folders that may be written but not listed, and on file systems that know no such thing."""
 _LOCKED = {sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED}
 
 
@@ -237,6 +245,14 @@ def layout_of(connection: sqlite3.Connection, path: Path) -> int:
     if not any(marks) and not connection.execute("SELECT count(*) FROM sqlite_master").fetchone()[0]:
         return 0  # just made, or the creation was killed and opening the file has rolled it back
     check_marks(path, *marks)
+    # A cache has none; those of a stranger's file would act on what is stored.
+    foreign = connection.execute("SELECT type, name FROM sqlite_master WHERE type IN ('trigger', 'view')").fetchone()
+    if foreign:
+        raise CacheVersionError(
+            f"{path} holds the {foreign[0]} {foreign[1][:80]}, which no cache does; nothing in it was changed. Move it "
+            "away, or set cache_dir or cache_filename to another place",
+            path=str(path),
+        )
     return marks[1]
 
 
@@ -251,6 +267,7 @@ def make_folder(folder: Path) -> None:
             folder.mkdir(DIRECTORY_MODE)
             # The bit that hands the group down comes from the folder above, and stays.
             folder.chmod(DIRECTORY_MODE | folder.stat().st_mode & stat.S_ISGID)
+        sync_folder(folder.parent)
 
 
 def create_file(path: Path) -> None:
@@ -262,6 +279,21 @@ def create_file(path: Path) -> None:
             os.fchmod(descriptor, FILE_MODE)
         finally:
             os.close(descriptor)
+
+
+def sync_folder(folder: Path) -> None:
+    """Write a folder's names to disk: a file that was synced is found after a power cut only if its name was, too."""
+    if os.name != "posix":  # Windows opens no folders
+        return
+    try:
+        descriptor = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+    except OSError as error:
+        if error.errno not in _NO_SYNC:
+            raise
 
 
 def set_aside(path: Path) -> Path:
@@ -356,8 +388,19 @@ def _stat(path: Path) -> os.stat_result | None:
 
 
 def is_damaged(error: BaseException) -> bool:
-    """Tell whether SQLite found the file malformed."""
-    return getattr(error, "sqlite_errorcode", 0) & 0xFF in _DAMAGED
+    """Tell whether SQLite found the file malformed, or other than it must be after all that was checked."""
+    if isinstance(error, UnicodeDecodeError):  # of a message that quotes the file
+        return True
+    code = getattr(error, "sqlite_errorcode", sqlite3.SQLITE_ERROR)  # the driver's own errors have none
+    if code == sqlite3.SQLITE_ERROR:
+        return isinstance(error, sqlite3.OperationalError) and any(words in str(error) for words in _OTHER_CONTENT)
+    return code & 0xFF in _DAMAGED
+
+
+def is_of_indexes(error: BaseException) -> bool:
+    """Tell whether what SQLite found may be wrong with indexes alone, which can be made anew."""
+    code = getattr(error, "sqlite_errorcode", 0)
+    return code == _CORRUPT_INDEX or code & 0xFF == sqlite3.SQLITE_CONSTRAINT
 
 
 def is_locked(error: BaseException) -> bool:
@@ -390,11 +433,22 @@ def carry_log_over(settings: Settings, opened: list[sqlite3.Connection]) -> None
         settings: Of the file.
         opened: Gets the connection that is used, which a forked child must not let go of.
     """
+    with gate.using():
+        try:
+            opened.append(connect(settings))
+            opened[0].execute("PRAGMA wal_checkpoint(PASSIVE)")
+        except (sqlite3.Error, OSError) as error:
+            _log.debug("the log of %s was not carried over: %s", settings.path, error)
+        finally:
+            for connection in opened:
+                connection.close()
+
+
+def empty_log(settings: Settings) -> None:
+    """Write the log to the file and empty it, if those that read from it are through soon; else it is done later."""
     try:
-        opened.append(connect(settings))
-        opened[0].execute("PRAGMA wal_checkpoint(PASSIVE)")
+        with closing(connect(settings, timeout=_EMPTY_SECONDS)) as connection:
+            connection.execute("PRAGMA wal_checkpoint(PASSIVE)")  # the work; nobody waits for it
+            connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
     except (sqlite3.Error, OSError) as error:
-        _log.debug("the log of %s was not carried over: %s", settings.path, error)
-    finally:
-        for connection in opened:
-            connection.close()
+        _log.debug("the log of %s was not emptied: %s", settings.path, error)

@@ -21,7 +21,7 @@ import sqlalchemy as sa
 from tif1_pipeline.cache import archive, codec, importing, tree
 from tif1_pipeline.cache.backup import out_of_reach
 from tif1_pipeline.cache.base import EntryInfo
-from tif1_pipeline.cache.connection import FILE_MODE, make_folder
+from tif1_pipeline.cache.connection import FILE_MODE, make_folder, sync_folder
 from tif1_pipeline.cache.files import File
 from tif1_pipeline.cache.names import Resolve
 from tif1_pipeline.cache.notes import NOTES, notes_of
@@ -87,6 +87,8 @@ def export(tiered: Tiered, dir: str | Path) -> int:
                         except (Tif1Error, *_UNWRITABLE) as error:
                             failed[key] = error
                         advance(1)
+        for parent in {folder / parent for place in written for parent in place.parents}:
+            sync_folder(parent)
         if is_whole and not failed:
             _remove_stale(folder, written, started)
     except OSError as error:
@@ -205,7 +207,7 @@ def _export(tiered: Tiered, file: File, key: str, folder: Path, paths: tree.Path
         make_folder(path.parent)
         with _replacing(path, folder) as target:
             if first.header is None:
-                _write_json(target, info, codec.decode_json(first.blobs[0]))
+                _write_json(target, info, codec.decode_json(first.blobs[0], info.size_bytes))
                 return place
             if _write_table(tiered, file, first, target):
                 return place
@@ -240,6 +242,7 @@ def _replacing(path: Path, folder: Path) -> Iterator[_Target]:
             yield target
             file.flush()
             if target.kept:
+                os.fsync(file.fileno())  # else a power cut could leave the name and nothing under it
                 partial.replace(path)
     finally:
         partial.unlink(missing_ok=True)

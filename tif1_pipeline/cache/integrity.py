@@ -420,7 +420,7 @@ def _check_parts(task: _Task) -> _Outcome:
             codec.verify(blob)  # else as it was stored, above
         digests.append(codec.digest(blob.data))
         if entry.backend == "json":
-            codec.decode_json(blob)
+            codec.decode_json(blob, info.size_bytes)
             rows += 1
         elif loaded.header is None:
             raise CorruptEntryError(f"{entry.key} lacks its header", key=entry.key)

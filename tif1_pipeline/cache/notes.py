@@ -15,7 +15,7 @@ FORMAT = 1
 """Raised when former versions cannot read an exported file any more."""
 NOTES = "tif1_pipeline"
 """Where a file says what entry it holds: in a Parquet file's metadata, and in a JSON file."""
-_TEXT = 8192
+_TEXT = 1 << 16
 
 
 def notes_of(info: EntryInfo, **more: Any) -> str:

@@ -29,7 +29,17 @@ RETRY_SECONDS = 5.0
 """Between two looks at whether a file that could not be used can be used again."""
 _NOT_THE_PLACE = (CacheVersionError, CacheLockedError, CacheReadOnlyError, CorruptEntryError)
 """Errors that another folder would not help with: a foreign file is a mistake to be spoken about, a lock passes."""
-_NOT_THE_PLACE_CAUSES = {None, "damaged", "damaged entry", "no key", "pool exhausted", "unfinished", "changing"}
+_NOT_THE_PLACE_CAUSES = {
+    None,
+    "damaged",
+    "damaged entry",
+    "no key",
+    "pool exhausted",
+    "unfinished",
+    "changing",
+    "forked",
+    "out of memory",
+}
 
 
 class Shard:
@@ -273,11 +283,11 @@ class Shard:
             return work(self.current)
 
     def heal(self, error: CacheError) -> None:
-        """Set the file aside that an error found malformed."""
+        """Set the file aside that an error found malformed, unless its indexes alone are."""
         identity = error.details.get("identity")
         if identity is not None:
             for file in self.files():
-                file.database.heal(identity)
+                file.database.heal(identity, indexes=bool(error.details.get("indexes")))
 
     def open(self) -> None:
         """Create or open the file."""

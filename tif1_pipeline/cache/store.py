@@ -1,5 +1,6 @@
 """Entries in the cache file: metadata in one table, stored bytes in another, written and read whole or not at all."""
 
+import hashlib
 import json
 import sqlite3
 import time
@@ -15,7 +16,7 @@ from tif1_pipeline.cache.base import OUTDATED, Backend, EntryInfo, Source
 from tif1_pipeline.cache.cipher import Keyring, context_of, no_key
 from tif1_pipeline.cache.codec import FORMAT_VERSION, Blob, Encoded
 from tif1_pipeline.cache.database import Database
-from tif1_pipeline.exceptions import CacheError
+from tif1_pipeline.exceptions import CacheError, CorruptEntryError
 from tif1_pipeline.keys import EntryKey
 
 _COLUMNS = (
@@ -29,8 +30,34 @@ HEADER_ORDINAL = 0
 """Where a table's header stands among its parts; the parts proper follow."""
 
 
+_TYPES = {"created_at": (int, float), "accessed_at": (int, float)} | dict.fromkeys(
+    ("access_count", "size_bytes", "compressed_size", "rows", "schema_version", "format_version"), (int,)
+)
+_OPTIONAL = {"year": (int, type(None))} | dict.fromkeys(
+    ("event", "session_type", "source_url", "etag", "last_modified", "encryption"), (str, type(None))
+)
+_ALLOWED = tuple(({"pinned": (int,)} | _TYPES | _OPTIONAL).get(name, (str,)) for name in _COLUMNS.split(", "))
+
+
 def entry_info(row: Sequence[Any]) -> EntryInfo:
-    """Build the metadata from a row of the entry columns."""
+    """Build the metadata from a row of the entry columns.
+
+    Raises:
+        CorruptEntryError: It is no row that was written.
+    """
+    try:
+        # SQLite stores anything in any column, and so reads anything out of a damaged one.
+        for value, types in zip(row, _ALLOWED, strict=True):
+            if type(value) not in types:
+                raise TypeError(f"a value is of type {type(value).__name__}")  # noqa: TRY301
+        return _entry_info(row)
+    except (TypeError, ValueError, OverflowError, OSError) as error:
+        raise CorruptEntryError(
+            f"the metadata of {row[0]!r} cannot be read: {error}", key=str(row[0]), cause="damaged entry"
+        ) from error
+
+
+def _entry_info(row: Sequence[Any]) -> EntryInfo:
     return EntryInfo(
         key=row[0],
         year=row[1],
@@ -60,7 +87,7 @@ def new_info(key: EntryKey, encoded: Encoded, backend: Backend, source: Source, 
     """Describe a value that is about to be stored."""
     now = datetime.now(UTC)
     header = len(encoded.header.data) if encoded.header else 0
-    return EntryInfo(
+    info = EntryInfo(
         key=key.text,
         year=key.year,
         event=key.event,
@@ -82,6 +109,54 @@ def new_info(key: EntryKey, encoded: Encoded, backend: Backend, source: Source, 
         pinned=key.pinned,
         generation=uuid.uuid4().hex,
     )
+    stored = [(ordinal, blob.name, blob.checksum) for ordinal, blob in _numbered(encoded)]
+    return replace(info, generation=f"{info.generation}-{_seal(*_sealed(info))}-{_seal(*stored)}")
+
+
+def _numbered(encoded: Encoded) -> list[tuple[int, Blob]]:
+    """Return header and parts, each with where it stands."""
+    blobs = enumerate((encoded.header, *encoded.blobs), HEADER_ORDINAL)
+    return [(ordinal, blob) for ordinal, blob in blobs if blob is not None]
+
+
+# An entry's generation carries two seals: one of what its row says of it, and one of the checksums of its parts. So a
+# row and parts that do not belong together, or to the key, are told at a glance: pages of a file that were lost,
+# written to another place or exchanged are sound in themselves, and so are the checksums in them.
+
+
+def _sealed(info: EntryInfo) -> tuple[Any, ...]:
+    about = (info.key, info.year, info.event, info.session_type, info.data_type)
+    return (*about, info.backend, info.size_bytes, info.rows, *info.parts)
+
+
+def _seal(*values: Any) -> str:
+    return hashlib.blake2b(json.dumps(values).encode(), digest_size=8).hexdigest()
+
+
+def _fits(info: EntryInfo, number: int, *values: Any) -> bool | None:
+    """Tell whether values are those of a seal; None for an entry of a former version, which has none."""
+    seals = info.generation.split("-")
+    return seals[number : number + 1] == [_seal(*values)] if len(seals) > 1 else None
+
+
+def _check_row(info: EntryInfo, key: str) -> None:
+    if info.key != key:
+        raise CorruptEntryError(f"{key} leads to {info.key!r}", key=key, cause="damaged entry")
+    if info.format_version == FORMAT_VERSION and _fits(info, 1, *_sealed(info)) is False:
+        raise CorruptEntryError(f"{key} has other metadata than it was stored with", key=key, cause="damaged entry")
+
+
+def _check_parts(info: EntryInfo, parts: Sequence["_Part"]) -> None:
+    if info.format_version != FORMAT_VERSION:
+        return
+    for part in parts:
+        if not (type(part.ordinal) is int and type(part.name) is type(part.checksum) is str):
+            raise CorruptEntryError(f"a part of {info.key} is not named", key=info.key, cause="damaged entry")
+    # Once encrypted, parts have other checksums, and each is bound to its place instead.
+    fits = _fits(info, 2, *sorted(part[1:] for part in parts))
+    if fits is (info.encryption is not None):
+        what = "has other parts or checksums than it was stored with" if not fits else "is not encrypted as it says"
+        raise CorruptEntryError(f"{info.key} {what}", key=info.key, cause="damaged entry")
 
 
 def _values(info: EntryInfo) -> dict[str, Any]:
@@ -162,13 +237,16 @@ class Store:
                 if row is None:
                     return None
                 info = entry_info(row[1:])
+                _check_row(info, key)
                 wanted = select(info)
                 if not wanted:
                     return Loaded(info, None, [])
+                parts = list(map(_Part._make, connection.execute(_LOOK_UP_PARTS, row[:1])))
+                _check_parts(info, parts)
                 keyring = self._keyring(info)
                 read = partial(self._blob, connection, info, keyring)
                 header, stored = None, {}
-                for part in map(_Part._make, connection.execute(_LOOK_UP_PARTS, row[:1])):
+                for part in parts:
                     if part.ordinal == HEADER_ORDINAL:
                         header = read(part)
                     else:
@@ -214,11 +292,7 @@ class Store:
 
         from tif1_pipeline.cache.schema import ENTRIES, PARTS
 
-        parts = {
-            ordinal: blob
-            for ordinal, blob in enumerate((encoded.header, *encoded.blobs), HEADER_ORDINAL)
-            if blob is not None
-        }
+        parts = dict(_numbered(encoded))
         keyring = Keyring.of(self._database.config)
         if keyring is not None:  # before the write lock is taken
             for ordinal, blob in parts.items():

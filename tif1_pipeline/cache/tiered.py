@@ -15,6 +15,7 @@ from tif1_pipeline.cache import audit, codec, frames, jsonvalue, metrics, views
 from tif1_pipeline.cache.base import Backend, EntryInfo, Hit, Observer, Source, Written
 from tif1_pipeline.cache.decoding import Decoding
 from tif1_pipeline.cache.files import File
+from tif1_pipeline.cache.forking import gate
 from tif1_pipeline.cache.memory import Entry, Memory
 from tif1_pipeline.cache.shard import Shard
 from tif1_pipeline.cache.shards import Shards
@@ -26,11 +27,15 @@ from tif1_pipeline.exceptions import (
     CacheReadOnlyError,
     CacheVersionError,
     CorruptEntryError,
+    InvalidDataError,
 )
 from tif1_pipeline.keys import EntryKey
 
 _log = logging.getLogger(__name__)
 _trace = logging.getLogger("tif1_pipeline.cache.trace")
+
+_UNREADABLE = (LookupError, TypeError, ValueError, AttributeError)
+"""What pandas and Arrow raise for a sound table whose schema says what they do not understand."""
 
 _instances: "weakref.WeakSet[Tiered]" = weakref.WeakSet()
 
@@ -60,6 +65,10 @@ class Tiered:
         self.memory.forget_inherited()
         for forget in self._on_fork:
             forget()
+
+    def release(self) -> None:
+        """Close all connections, of which none is in use; the next use opens them again."""
+        self._shards.release()
 
     def on_fork(self, forget: Callable[[], None]) -> None:
         """Have something called in a forked child."""
@@ -196,7 +205,7 @@ class Tiered:
             epoch = shard.changes()
             if shard.load(key, select, use) is None or (decoding is None and not texts):
                 return None
-            selected: Any = self._decode_json(texts[0]) if decoding is None else decoding.value()
+            selected: Any = self._decode_json(texts[0], info) if decoding is None else decoding.value()
             if view.parts == ():
                 selected = selected.slice(0, 0)
         except CacheVersionError:
@@ -210,16 +219,22 @@ class Tiered:
             else:
                 self.degrade("read", error)
             return None
+        except _UNREADABLE as error:
+            raise _unreadable(key, view, error) from error
         finally:
             if decoding is not None:
                 decoding.close()
         assert info is not None  # noqa: S101 - load has called select
-        return Hit(self._serve(info, info.generation, epoch, selected, view), "disk", info)
+        try:
+            return Hit(self._serve(info, info.generation, epoch, selected, view), "disk", info)
+        except _UNREADABLE as error:
+            raise _unreadable(key, view, error) from error
 
-    def _decode_json(self, blob: codec.Blob) -> bytes:
+    def _decode_json(self, blob: codec.Blob, info: EntryInfo | None) -> bytes:
         if self.config.cache_verify_checksum:
             codec.verify(blob)
-        return codec.decode_json(blob)
+        assert info is not None  # noqa: S101 - load has called select
+        return codec.decode_json(blob, info.size_bytes)
 
     def _serve(self, info: EntryInfo, on_disk: str | None, epoch: int, selected: Any, view: View) -> Any:
         """Convert what was selected, keep it in memory, and hand it out."""
@@ -394,6 +409,14 @@ class Tiered:
         audit.record(self.config, "set aside", path=str(path), kept=str(kept))
 
 
+def _unreadable(key: str, view: View, error: Exception) -> InvalidDataError:
+    # Not corrupt, so that it stays: another version of pandas may have stored it.
+    return InvalidDataError(
+        f"{key} cannot be read as {view.as_!r} ({type(error).__name__}: {error}): read it as 'arrow', or remove it",
+        key=key,
+    )
+
+
 def _debug(message: str, *arguments: object) -> None:
     """Log what was asked for by ``cache_debug``, also where nobody has set logging up."""
     _trace.setLevel(logging.DEBUG)
@@ -411,10 +434,17 @@ def is_compatible(info: EntryInfo, schema_version: int | None) -> bool:
     )
 
 
+def _before_fork() -> None:
+    if gate.shut():
+        for tiered in list(_instances):
+            tiered.release()
+
+
 def _after_fork() -> None:
+    gate.renew()
     for tiered in list(_instances):
         tiered.forget_inherited()
 
 
 if hasattr(os, "register_at_fork"):  # not on Windows, which does not fork
-    os.register_at_fork(after_in_child=_after_fork)
+    os.register_at_fork(before=_before_fork, after_in_parent=gate.open, after_in_child=_after_fork)

@@ -217,7 +217,10 @@ def _parse_fast(parser: "simdjson.Parser", body: bytes) -> dict[str, Any] | None
     found: dict[str, Any] = {}
     lists = 0
     for name in names:
-        value = tel[name]
+        try:
+            value = tel[name]
+        except LookupError:  # a name with a zero in it is listed, and not found
+            return None
         if hasattr(value, "as_buffer"):
             lists += 1
             try:

@@ -124,7 +124,7 @@ def _checksums(path: Path, connection: sqlite3.Connection, full: bool) -> Iterat
         yield problem(
             "integrity",
             f"{len(bad):,} entries of {path} are corrupt ({found}): {_some(list(bad))}. Of {key}: {error}",
-            f"{_REMOVE}. Set cache_verify_checksum to have each read check; look at the disk and the memory",
+            f"{_REMOVE}. Keep cache_verify_checksum on, so that each read checks; look at the disk and the memory",
         )
     else:
         yield ok("integrity", f"{found}, {in_mib(size)}, and are what was stored")

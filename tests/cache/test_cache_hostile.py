@@ -1,0 +1,148 @@
+"""Cache files and calls made to harm: errors of the package's own, and nothing else."""
+
+import sqlite3
+import struct
+from collections.abc import Callable
+from contextlib import closing
+
+import pandas as pd
+import pyarrow as pa
+import pytest
+import zstandard
+
+from tif1_pipeline.cache import Cache, Fresh, codec
+from tif1_pipeline.cache.codec import Blob, crc
+from tif1_pipeline.config import Config
+from tif1_pipeline.exceptions import CacheError, CacheVersionError, CorruptEntryError, InvalidDataError
+from tif1_pipeline.keys import EntryKey
+
+VALUE = {"a": 1}
+
+
+def put(cache: Cache, ordinal: int, data: bytes) -> None:
+    """Replace a stored header or part, as whoever knows how would."""
+    with closing(sqlite3.connect(cache.get_cache_file(), isolation_level=None)) as connection:
+        connection.execute("UPDATE parts SET data = ?, checksum = ? WHERE ordinal = ?", (data, crc(data), ordinal))
+        connection.execute("UPDATE entries SET generation = substr(generation, 1, 32)")  # without seals
+    cache.clear_memory()
+
+
+def test_a_header_whose_offsets_lead_out_of_it_is_not_followed() -> None:
+    encoded = codec.encode_table(pa.table({"p": pa.array(["aaaa", "bb", "c"]).dictionary_encode()}), 3)
+    assert encoded.header is not None
+    offsets = struct.pack("<4i", 0, 4, 6, 7)
+    assert encoded.header.data.count(offsets) == 1
+    header = encoded.header.data.replace(offsets, struct.pack("<4i", 0, 1 << 30, (1 << 30) + 4, (1 << 30) + 8))
+    with pytest.raises(CorruptEntryError):
+        codec.decode_table(Blob("header", header, crc(header)), encoded.blobs)
+
+
+def test_codes_of_no_category_are_not_looked_up(config: Config, cache: Cache, key: EntryKey) -> None:
+    """In a table so large that it is put together on threads."""
+    rows = 1 << 20
+    few, many = (
+        pd.DataFrame({"n": range(rows), "p": pd.Categorical.from_codes([size - 1] * rows, list("abcdefgh")[:size])})
+        for size in (2, 8)
+    )
+    cache.write(key, few)
+    put(cache, 1, codec.encode_table(pa.Table.from_pandas(many), 3).blobs[0].data)
+    for as_ in ("pandas", "arrow"):
+        assert cache.read(key, as_) is None
+
+
+def test_a_json_value_that_declares_more_than_it_was_takes_no_memory(cache: Cache, key: EntryKey) -> None:
+    cache.write(key, VALUE)
+    put(cache, 1, zstandard.ZstdCompressor().compress(b" " * (1 << 28) + b'{"a":2}'))
+    assert cache.read(key, "json") is None
+    assert cache.read_through(key, lambda _: Fresh(VALUE), "json").value == VALUE
+
+
+def test_too_little_memory_is_no_damage(
+    cache: Cache, key: EntryKey, monkeypatch: pytest.MonkeyPatch, config: Config
+) -> None:
+    cache.write(key, pa.table({"n": [1]}))
+    cache.clear_memory()
+
+    def fail(*_: object) -> None:
+        raise MemoryError("no")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("tif1_pipeline.cache.parquet.read", fail)
+        assert cache.read(key) is None
+    assert cache.get_degraded() == {"read: out of memory": 1}
+    assert cache.read(key).value == pa.table({"n": [1]})
+
+
+@pytest.mark.parametrize("metadata", [b"{", b"[]", b"{}", b"\x80\x04"])
+def test_a_schema_that_pandas_does_not_understand_is_said_in_words(
+    cache: Cache, key: EntryKey, metadata: bytes
+) -> None:
+    table = pa.table({"n": [1]}).replace_schema_metadata({"pandas": metadata})
+    cache.write(key, table)
+    cache.clear_memory()
+    if metadata != b"{}":
+        with pytest.raises(InvalidDataError, match="read it as 'arrow'"):
+            cache.read(key, "pandas")
+    assert cache.read(key).value == table
+
+
+@pytest.mark.parametrize(
+    "statement",
+    [
+        "CREATE TRIGGER evil AFTER INSERT ON entries BEGIN DELETE FROM entries WHERE key <> NEW.key; END",
+        "DROP TABLE parts; CREATE VIEW parts AS SELECT 1 AS id, zeroblob(1000000000) AS data",
+    ],
+)
+def test_a_file_with_triggers_or_views_is_refused(
+    config: Config, open_cache: Callable[..., Cache], key: EntryKey, statement: str
+) -> None:
+    cache = open_cache()
+    cache.write(key, VALUE)
+    cache.close()
+    with closing(sqlite3.connect(config.cache_path, isolation_level=None)) as connection:
+        connection.executescript(statement)
+    cache = open_cache()
+    for call in (lambda: cache.read(key, "json"), lambda: cache.write(EntryKey("x", "x"), VALUE), cache.get_entries):
+        with pytest.raises(CacheVersionError, match=r"(trigger|view).*no cache does"):
+            call()
+
+
+def test_a_schema_in_which_a_name_has_changed_is_healed(
+    config: Config, open_cache: Callable[..., Cache], key: EntryKey
+) -> None:
+    cache = open_cache()
+    cache.write(key, VALUE)
+    cache.close()
+    with closing(sqlite3.connect(config.cache_path, isolation_level=None)) as connection:
+        connection.execute("ALTER TABLE entries RENAME COLUMN checksum TO checksul")
+    cache = open_cache()
+    assert cache.read_through(key, lambda _: Fresh(VALUE), "json").value == VALUE
+    cache.clear_memory()
+    assert cache.read(key, "json").value == VALUE
+    assert len(list(config.cache_dir.glob("*.damaged-*Z"))) == 1
+
+
+def test_texts_and_numbers_that_sqlite_cannot_hold(cache: Cache, key: EntryKey) -> None:
+    cache.write(key, VALUE)
+    for call in (
+        lambda: cache.read("\ud800"),
+        lambda: cache.write(EntryKey("x", "\ud800"), VALUE),
+        lambda: cache.clear_type("\ud800"),
+        lambda: cache.clear_session(1 << 70, "Monaco", "Race"),
+    ):
+        with pytest.raises(InvalidDataError, match="can be stored"):
+            call()
+    assert cache.read(key, "json").value == VALUE
+
+
+def test_the_key_of_an_export_may_be_long(cache: Cache, open_cache: Callable[..., Cache], tmp_path) -> None:
+    cache.write(EntryKey("x" * 10_000, "x"), VALUE)
+    cache.export(tmp_path / "export")
+    cache.clear()
+    assert cache.import_(tmp_path / "export") == 1
+    assert cache.read("x" * 10_000, "json").value == VALUE
+
+
+def test_errors_of_memory_name_what_to_do() -> None:
+    with pytest.raises(CacheError, match="fewer parts"), codec.translated():
+        raise MemoryError
