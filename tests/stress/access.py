@@ -157,8 +157,7 @@ def _make_everything(place: Path, umask: int, wal: bool) -> tuple[set[str], dict
         cache.write(KEY, TABLE)
         cache.close()
         config.cache_dir.rename(place / "away")
-        config.cache_dir.write_text("no folder")
-        config.cache_dir.chmod(0o600)
+        os.close(os.open(config.cache_dir, os.O_CREAT | os.O_WRONLY, 0o600))  # no folder
         cache.write(KEY, TABLE)
         cache.close()
         provide_instance(place / ".dagster_home")

@@ -226,7 +226,7 @@ class Watch:
         self.row.say(text)
 
     def sum_up(self, *more: str) -> None:
-        known = ", ".join(self.cache.get_degraded())
+        known = ", ".join(sorted({cause.partition(": ")[2] or cause for cause in self.cache.get_degraded()}))
         parts = [*more, f"longest call {1000 * self.longest:.0f} ms"]
         parts += [f"{self.refused} writes refused"] if self.refused else []
         parts += [f"{self.fetched} fetched"] if self.fetched else []
@@ -638,44 +638,52 @@ def file_is_something_else(folder: Path, plan: Plan, row: Row) -> None:
     path = watch.config.cache_path
     chance = plan.chance("else")
     for _ in range(plan.count(5)):
-        for content in (chance.randbytes(50_000), b"", b"SQLite format 3\0" + chance.randbytes(9_000), None):
+        for kind in ("garbage", "nothing", "another program's database", "a folder"):
             watch.fill()
             watch.heard.said.clear()
+            told = sum(watch.cache.get_degraded().values())  # of one cause, the first failure alone is logged
+            refused = watch.refused
             path.unlink()
-            if content is None:
-                path.mkdir()
-            else:
-                path.write_bytes(content)
             watch.stored.clear()
-            refused_before = watch.refused
-            try_use(watch, content)
-            if content != b"" and not watch.heard.said:
-                watch.wrong("a file that is no cache: nothing was logged")
-            if content is None:
-                if watch.refused == refused_before:
+            if kind == "another program's database":
+                _be_refused(watch, path)
+            else:
+                path.mkdir() if kind == "a folder" else path.write_bytes(
+                    chance.randbytes(50_000 if kind == "garbage" else 0)
+                )
+                watch.use()
+            if kind != "nothing" and not watch.heard.said and sum(watch.cache.get_degraded().values()) == told:
+                watch.wrong(f"the file is {kind}: nothing was said of it")
+            if kind == "a folder":
+                if watch.refused == refused:
                     watch.wrong("writes to a folder were acknowledged")
                 path.rmdir()
-            elif path.exists() and content.startswith(b"SQLite"):
-                path.unlink()  # a database of another program stays, and is refused
             for kept in path.parent.glob("*.damaged-*"):
                 kept.unlink()
             watch.recover()
     watch.sum_up()
 
 
-def try_use(watch: Watch, content: bytes | None) -> None:
-    if content is not None and content.startswith(b"SQLite"):
-        # Another program's: the one thing that is spoken of by an error, not by a warning.
-        for key in watch.entries:
+def _be_refused(watch: Watch, path: Path) -> None:
+    """Another program's database must be spoken of by an error, and stay as it is."""
+    for log in ("-wal", "-shm"):
+        Path(f"{path}{log}").unlink(missing_ok=True)
+    with closing(sqlite3.connect(path)) as theirs, theirs:
+        theirs.execute("CREATE TABLE theirs (a)")
+        theirs.execute("INSERT INTO theirs VALUES (1)")
+    before = path.read_bytes()
+    for entry in watch.entries:
+        for call in (watch.cache.read, partial(watch.cache.write, value=table(1))):
             watch.row.tried += 1
             try:
-                watch.cache.read(key)
+                done = call(entry)
             except CacheError:
                 watch.heard.said.append("refused")
             else:
-                watch.wrong("a database of another program was read")
-        return
-    watch.use()
+                watch.wrong(f"another program's database was used: {done}")
+    if not path.exists() or path.read_bytes() != before:
+        watch.wrong("another program's database was changed or moved away")
+    path.unlink(missing_ok=True)
 
 
 def log_deleted(folder: Path, plan: Plan, row: Row) -> None:
