@@ -49,8 +49,8 @@ def _crowd(plan: Plan) -> Iterator[Row]:
     intact = Row(AREA, f"{size} read, write, remove, clean and verify, twice what memory holds")
     locked = Row(AREA, "a call that meets another's lock")
     stuck = Row(AREA, "threads of the crowd that came to their end")
-    starved = Row(AREA, f"a writer's wait for its turn, {LONGEST_WAIT:g} s at most")
-    log = Row(AREA, f"the write-ahead log of the crowd, {JOURNAL_LIMIT >> 20} MiB and a write at most")
+    starved = Row(AREA, f"a writer's wait for its turn, at most {LONGEST_WAIT:g} s or five times the average")
+    log = Row(AREA, f"the write-ahead log of the crowd, cut above {JOURNAL_LIMIT >> 20} MiB, twice that at most")
     flat = Row(AREA, "descriptors, memory and threads of the crowd's processes stay flat")
     folder = plan.scratch / "crowd"
     folder.mkdir()
@@ -108,8 +108,10 @@ def _crowd(plan: Plan) -> Iterator[Row]:
     told = ", ".join(f"{kind} {longest[kind]:.1f} s" for kind in sorted(longest, key=lambda kind: -longest[kind])[:5])
     starved.remark = f"{longest_wait:.2f} s, {1000 * seconds_waited / max(1, number):.0f} ms on average; "
     starved.remark += f"longest calls on {os.cpu_count()} cores: {told}"
-    if longest_wait > LONGEST_WAIT:
-        starved.wrong += int((board.waits[:, 2] > LONGEST_WAIT).sum())
+    # On a machine with other work all wait longer, and in a fair queue all about as long.
+    bound = max(LONGEST_WAIT, 5 * seconds_waited / max(1, number))
+    if longest_wait > bound:
+        starved.wrong += int((board.waits[:, 2] > bound).sum())
         starved.say(f"the lock came after {longest_wait:.1f} s")
     idle = int((board.timings[..., 0].sum(axis=2) == 0).sum())
     if idle:
@@ -119,7 +121,7 @@ def _crowd(plan: Plan) -> Iterator[Row]:
 
     log.tried = looks
     log.remark = f"{crowd.largest_log / 2**20:.1f} MiB"
-    if crowd.largest_log > JOURNAL_LIMIT + (16 << 20):
+    if crowd.largest_log > 2 * JOURNAL_LIMIT:
         log.wrong += 1
         log.say(f"the log grew to {crowd.largest_log / 2**20:.1f} MiB")
     yield log

@@ -301,7 +301,7 @@ def _cache_size(watch: Watch, stored: int) -> Row:
     if watch.largest_file > 3 * stored + (8 << 20):
         row.leaked += 1
         row.say(f"the file grew to {watch.largest_file / 2**20:.1f} MiB")
-    if watch.largest_log > JOURNAL_LIMIT + (16 << 20):
+    if watch.largest_log > 2 * JOURNAL_LIMIT:
         row.leaked += 1
         row.say(f"the log grew to {watch.largest_log / 2**20:.1f} MiB")
     row.remark = (

@@ -12,7 +12,7 @@ from collections import deque
 
 from tif1_pipeline.cache.connection import is_locked
 
-_YOUNG_SECONDS, _OLD_SECONDS = 0.008, 0.002
+_YOUNG_SECONDS, _OLD_SECONDS = 0.002, 0.001
 """Between two looks at the lock by those that have just come, and by those that have waited for :data:`_OLD_AGE`."""
 _OLD_AGE = 0.5
 
