@@ -130,3 +130,37 @@ def test_who_throws_the_keys_away_after_a_decryption_needs_them_no_more(
             assert level == "FULL"
             changes += 1
     assert changes == len(ENTRIES)
+
+
+@pytest.mark.parametrize(("wal", "level"), [(True, 1), (False, 2)])
+def test_without_a_log_every_commit_is_synced_in_full(
+    config: Config, open_cache: Callable[..., Cache], wal: bool, level: int
+) -> None:
+    """Under NORMAL a torn journal can pass SQLite's checksums, which look at each 200th byte, and damage the file."""
+    config.cache_wal_mode = wal
+    cache = open_cache()
+    cache.write(ENTRIES[0], {"a": 1})
+    database = cache._tiered.file_of(ENTRIES[0].text).database
+    with database.writing(synced=True) as writing:
+        assert writing.exec_driver_sql("PRAGMA synchronous").scalar() == 2
+    with database.writing() as writing:
+        assert writing.exec_driver_sql("PRAGMA synchronous").scalar() == level
+    with database.raw(5) as raw:
+        assert raw.execute("PRAGMA synchronous").fetchone() == (level,)
+
+
+def test_what_is_done_outside_wal_mode_in_between_is_synced_in_full(
+    config: Config, open_cache: Callable[..., Cache], statements: list[tuple[str, str]]
+) -> None:
+    cache = open_cache()
+    write_all(cache)
+    created = [statement for _, statement in statements]
+    assert created.index("PRAGMA synchronous=FULL") < next(
+        number for number, statement in enumerate(created) if statement.lstrip().startswith("CREATE TABLE")
+    )
+    config.cache_page_size = 4096
+    statements.clear()
+    cache.vacuum()
+    done = [statement for _, statement in statements]
+    assert done.index("PRAGMA synchronous=FULL") < done.index("PRAGMA journal_mode=delete") < done.index("VACUUM")
+    assert "PRAGMA synchronous=NORMAL" not in done[done.index("PRAGMA journal_mode=delete") : done.index("VACUUM")]

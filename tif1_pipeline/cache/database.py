@@ -215,16 +215,15 @@ class Database:
                 self._translated("write", seconds),
                 self._connected("BEGIN IMMEDIATE", left) as connection,
                 self._checkpointed_later(connection, size),
-                self._synced(connection, synced),
+                self._synced(connection, synced=synced),
                 connection.begin(),
             ):
                 yield connection
         finally:
             self._turn.release()
 
-    @staticmethod
     @contextmanager
-    def _synced(connection: "sa.Connection", synced: bool) -> Iterator[None]:
+    def _synced(self, connection: "sa.Connection", *, synced: bool = True) -> Iterator[None]:
         if not synced:
             yield
             return
@@ -233,7 +232,7 @@ class Database:
         try:
             yield
         finally:
-            driver.execute("PRAGMA synchronous=NORMAL")
+            driver.execute(f"PRAGMA synchronous={self._settings().synchronous}")
 
     @contextmanager
     def _checkpointed_later(self, connection: "sa.Connection", size: int) -> Iterator[None]:
@@ -361,12 +360,15 @@ class Database:
                     sqlite.set_journal_mode(connection, wal=settings.wal_mode, timeout=settings.lock_timeout)
             return engine
 
-    @staticmethod
-    def _create_tables(engine: "sa.Engine", settings: Settings) -> None:
+    def _create_tables(self, engine: "sa.Engine", settings: Settings) -> None:
         from tif1_pipeline.cache.schema import create_tables
 
         busy_timeout = round(settings.lock_timeout * 1000)
-        with engine.connect().execution_options(busy_timeout=busy_timeout) as connection, connection.begin():
+        with (
+            engine.connect().execution_options(busy_timeout=busy_timeout) as connection,
+            self._synced(connection),  # a new file is not in WAL mode yet
+            connection.begin(),
+        ):
             create_tables(connection)
 
     def _engine_of(self, settings: Settings, identity: Identity | None) -> "sa.Engine":
