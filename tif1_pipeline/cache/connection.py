@@ -54,6 +54,16 @@ class Settings(NamedTuple):
     wal_mode: bool
     readonly: bool
 
+    @property
+    def synchronous(self) -> str:
+        """When SQLite syncs.
+
+        In WAL mode NORMAL loses the last commits in a power cut and never the file; FULL syncs each commit. Without a
+        log a power cut under NORMAL can leave a torn journal that passes its checksums, which look at each 200th byte
+        alone, and rolling it back then damages the file.
+        """
+        return "NORMAL" if self.wal_mode else "FULL"
+
     @classmethod
     def of(cls, config: Config, path: Path) -> "Settings":
         """Take them from the configuration as it is now."""
@@ -119,8 +129,7 @@ def connect(
             f"cache_size={settings.cache_size}",
             f"mmap_size={settings.mmap_size}",
             f"wal_autocheckpoint={settings.autocheckpoint}",
-            # In WAL mode NORMAL loses the last commits in a power cut and never the file; FULL syncs each commit.
-            "synchronous=NORMAL",
+            f"synchronous={settings.synchronous}",
             "foreign_keys=ON",  # off by default; removing an entry removes its parts
             f"journal_size_limit={JOURNAL_LIMIT}",  # else the log of one large write stays on disk for ever
             "secure_delete=OFF",  # some builds zero every freed page: half the time of replacing a race's telemetry
@@ -409,13 +418,17 @@ def is_locked(error: BaseException) -> bool:
 
 
 def set_journal_mode(connection: sqlite3.Connection, *, wal: bool, timeout: float) -> None:
-    """Switch the file's journal mode; SQLite's busy timeout does not cover this, so wait here."""
+    """Switch the file's journal mode; SQLite's busy timeout does not cover this, so wait here.
+
+    The connection may sync more afterwards than it did.
+    """
     mode = "wal" if wal else "delete"
     deadline = time.monotonic() + timeout
     while True:
         try:
             if connection.execute("PRAGMA journal_mode").fetchone()[0] == mode:
                 return
+            connection.execute("PRAGMA synchronous=FULL")  # the change itself goes by a journal
             if connection.execute(f"PRAGMA journal_mode={mode}").fetchone()[0] == mode:
                 return
         except sqlite3.OperationalError as error:

@@ -268,9 +268,8 @@ class Database:
         finally:
             self._turn.release()
 
-    @staticmethod
     @contextmanager
-    def _synced(connection: "sa.Connection", synced: bool) -> Iterator[None]:
+    def _synced(self, connection: "sa.Connection", *, synced: bool = True) -> Iterator[None]:
         if not synced:
             yield
             return
@@ -279,7 +278,7 @@ class Database:
         try:
             yield
         finally:
-            driver.execute("PRAGMA synchronous=NORMAL")
+            driver.execute(f"PRAGMA synchronous={self._settings().synchronous}")
 
     @contextmanager
     def _reopened_if_needed(self) -> Iterator[None]:
@@ -452,11 +451,14 @@ class Database:
                     sqlite.set_journal_mode(connection, wal=settings.wal_mode, timeout=settings.lock_timeout)
             return engine
 
-    @staticmethod
-    def _create_tables(engine: "sa.Engine", settings: Settings) -> None:
+    def _create_tables(self, engine: "sa.Engine", settings: Settings) -> None:
         from tif1_pipeline.cache.schema import create_tables
 
-        with engine.connect().execution_options(lock_seconds=settings.lock_timeout) as connection, connection.begin():
+        with (
+            engine.connect().execution_options(lock_seconds=settings.lock_timeout) as connection,
+            self._synced(connection),  # a new file is not in WAL mode yet
+            connection.begin(),
+        ):
             create_tables(connection)
 
     def _engine_of(self, settings: Settings, identity: Identity | None) -> "sa.Engine":

@@ -127,6 +127,7 @@ def _pragma(connection: sqlite3.Connection, name: str) -> int:
 
 def _leave_wal_mode(connection: sqlite3.Connection) -> bool:
     try:
+        connection.execute("PRAGMA synchronous=FULL")  # as outside WAL mode: see Settings
         return connection.execute("PRAGMA journal_mode=delete").fetchone()[0] == "delete"
     except sqlite3.OperationalError as error:
         if not is_locked(error):
