@@ -6,7 +6,7 @@ CONSTRAINTS := constraints.txt
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 export PIP_PROGRESS_BAR ?= off
 
-.PHONY: help demo dev test weekend bench docs format clean
+.PHONY: help demo dev test weekend stress bench docs format clean
 
 help:  ## Show this list
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -38,6 +38,9 @@ test: .venv/.installed-dev  ## Lint, types and the tests; ALL=1 with those that 
 
 weekend: .venv/.installed  ## A simulated race weekend under the real daemons, some ten minutes
 	@$(BIN)/python tests/weekend.py
+
+stress: .venv/.installed-dev  ## Kill, corrupt, overload and starve it; SHARE=0.2 tries less, ONLY=trials, PUBLISH=1
+	@$(BIN)/python -m tests.stress $(if $(SHARE),--share $(SHARE)) $(if $(ONLY),--only $(ONLY)) $(if $(PUBLISH),--publish)
 
 bench: .venv/.installed  ## Measure beside the peers, some twenty minutes; RUNS=n, ONLY=groups, PUBLISH=1
 	@$(BIN)/python -m benchmarks $(if $(RUNS),--runs $(RUNS)) $(if $(ONLY),--only $(ONLY)) $(if $(PUBLISH),--publish)

@@ -179,6 +179,19 @@ def test_a_dead_mirror_does_not_make_the_search_past_the_last_lap_fail(cdn):
         client.close()
 
 
+def test_an_error_page_at_one_mirror_does_not_make_the_search_past_the_last_lap_fail(cdn):
+    config = Config(cdn_urls=cdn.mirror_urls(2), schedule_urls=cdn.schedule_urls, max_retries=0)
+    client = CdnClient(config)
+    try:
+        look_up = look_up_with(client, RACE)
+        laps = look_up("laps").to_pandas()
+        driver, last = laps["Driver"][0], int(laps[laps["Driver"] == laps["Driver"][0]]["LapNumber"].max())
+        cdn.faults.add(Fault("garbage", path=f"Race/{driver}/{last + 1}_tel.json", mirror=1))
+        assert fetch_table(client, RACE, "telemetry", look_up).table.num_rows
+    finally:
+        client.close()
+
+
 def test_rows_that_name_no_lap_or_driver_ask_for_no_file(client, cdn):
     import pyarrow as pa
 

@@ -271,7 +271,7 @@ def _last_laps(look_up: LookUp) -> dict[str, int]:
 
 
 def _is_lacking(result: Fetched[Any] | Tif1Error) -> bool:
-    return isinstance(result, NetworkError) and bool(result.details.get("missing_somewhere"))
+    return isinstance(result, NetworkError | InvalidDataError) and bool(result.details.get("missing_somewhere"))
 
 
 def _file(key: SessionKey, *names: str) -> CdnFile:

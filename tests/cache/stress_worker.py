@@ -1,4 +1,4 @@
-"""One of many processes that work on one cache at once; run by ``test_cache_stress.py``.
+"""One of many processes that work on one cache at once; run by ``test_cache_stress.py`` and the stress trials.
 
 Each key belongs to one thread of one process, which alone writes and removes it, with versions that only increase. What
 was done is noted on a board, a file mapped into memory, which survives SIGKILL as a journal would and which all
@@ -10,12 +10,13 @@ import faulthandler
 import logging
 import os
 import random
+import subprocess
 import sys
 import threading
 import time
 import traceback
 from collections.abc import Callable
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -25,6 +26,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from tif1_pipeline.cache import Cache, Fresh
+from tif1_pipeline.cache.database import Database
 from tif1_pipeline.config import Config
 from tif1_pipeline.keys import EntryKey, SessionKey
 
@@ -47,11 +49,11 @@ BACKUP_SECONDS = 10.0
 ABSENT, UNKNOWN = 0, -1
 
 
-def settings(folder: Path) -> Config:
+def settings(folder: Path, memory_mb: int = 32) -> Config:
     return Config(
         cache_dir=folder / "cache",
         memory_cache_size=60,
-        memory_cache_max_mb=32,
+        memory_cache_max_mb=memory_mb,
         cache_verify_checksum=True,
         # What is not pinned (the fillers) goes at the first occasion.
         cache_max_size_mb=4,
@@ -63,12 +65,15 @@ def settings(folder: Path) -> Config:
 class Board:
     """What is known of each key, by all processes: ``state`` and the last version that was ``tried``."""
 
-    def __init__(self, folder: Path) -> None:
-        size = PROCESSES * THREADS * KEYS
+    def __init__(self, folder: Path, processes: int = PROCESSES, threads: int = THREADS) -> None:
+        self.processes, self.threads = processes, threads
+        size = processes * threads * KEYS
         notes = _mapped(folder / "board", (2, size), np.int64)
         self.state, self.tried = notes[0], notes[1]
         # Number, total seconds and longest, by process, thread and kind of operation.
-        self.timings = _mapped(folder / "timings", (PROCESSES, THREADS, len(KINDS), 3), np.float64)
+        self.timings = _mapped(folder / "timings", (processes, threads, len(KINDS), 3), np.float64)
+        # The same of the waits for the write lock, by process.
+        self.waits = _mapped(folder / "waits", (processes, 3), np.float64)
 
 
 def _mapped(path: Path, shape: tuple[int, ...], dtype: type) -> np.memmap:
@@ -136,7 +141,7 @@ class Worker(threading.Thread):
         super().__init__(name=f"worker-{process}-{number}")
         self.cache, self.board, self.until, self.folder = cache, board, until, folder
         self.timings = board.timings[process, number]
-        self.owner = process * THREADS + number
+        self.owner = process * board.threads + number
         self.own = range(self.owner * KEYS, (self.owner + 1) * KEYS)
         self.random = random.Random((process, number, os.getpid()).__repr__())
         self.seen: dict[int, int] = {}
@@ -366,12 +371,87 @@ class Complaints(logging.Handler):
         complain(self.folder, f"{record.levelname} {record.name}: {record.getMessage()}")
 
 
-def main(folder: Path, process: int, until: float) -> None:
+class Crowd:
+    """The processes at work on a board."""
+
+    def __init__(self, folder: Path, board: Board, until: float, memory_mb: int = 32) -> None:
+        self.folder, self.board, self.until, self.memory_mb = folder, board, until, memory_mb
+        self.killed = 0
+        self.largest_log = 0
+        self.processes = [self.start(number) for number in range(board.processes)]
+
+    def start(self, number: int) -> subprocess.Popen[str]:
+        size = (self.board.processes, self.board.threads, self.memory_mb)
+        arguments = map(str, (self.folder, number, self.until, *size))
+        command = [sys.executable, "-W", "error", __file__, *arguments]
+        return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+    def kill_one(self, chance: random.Random) -> None:
+        number = chance.randrange(len(self.processes))
+        self.processes[number].kill()
+        self.processes[number].communicate()
+        self.killed += 1
+        self.processes[number] = self.start(number)
+
+    def look(self) -> None:
+        with suppress(FileNotFoundError):
+            self.largest_log = max(self.largest_log, (self.folder / "cache" / "tif1_cache.db-wal").stat().st_size)
+
+    def end(self, timeout: float = 150) -> list[str]:
+        """Wait for all; returns what those said that had something to say."""
+        said = []
+        for process in self.processes:
+            output, errors = process.communicate(timeout=timeout)
+            if process.returncode or output or errors:
+                said.append(f"exit code {process.returncode}\n{output}{errors}")
+        return said
+
+    def kill(self) -> None:
+        for process in self.processes:
+            process.kill()
+            process.communicate()
+
+    def complaints(self) -> list[str]:
+        return [path.read_text() for path in sorted(self.folder.glob("errors-*.txt"))]
+
+
+def losses_and_ghosts(board: Board, cache: Cache) -> tuple[list[tuple[object, ...]], list[tuple[object, ...]]]:
+    """Read every key: which do not have what was acknowledged, and which were removed and are there."""
+    lost, ghosts = [], []
+    for number, (state, tried) in enumerate(zip(board.state.tolist(), board.tried.tolist(), strict=True)):
+        key = key_of(number)
+        hit = cache.read(key, "json" if key.data_type == "asset" else "arrow")
+        version = version_in(number, hit.value) if hit else 0
+        if state > 0 and not state <= version <= tried:
+            lost.append((key.text, version, state, tried))
+        if state == ABSENT and version:
+            ghosts.append((key.text, version, tried))
+    return lost, ghosts
+
+
+def watch_waits(waits: np.ndarray) -> None:
+    """Note how long writers wait for the lock, apart from what they do before and with it."""
+    writing, lock = Database.writing, threading.Lock()
+
+    @contextmanager
+    def watched(self: Database, *arguments: object, **options: object):
+        started = time.perf_counter()
+        with writing(self, *arguments, **options) as connection:
+            seconds = time.perf_counter() - started
+            with lock:
+                waits[:] = waits[0] + 1, waits[1] + seconds, max(waits[2], seconds)
+            yield connection
+
+    Database.writing = watched
+
+
+def main(folder: Path, process: int, until: float, processes: int, threads: int, memory_mb: int) -> None:
     faulthandler.dump_traceback_later(max(1.0, until - time.time()) + 90, exit=True)
     logging.getLogger("tif1_pipeline").addHandler(Complaints(folder))
-    cache = Cache(settings(folder))
-    board = Board(folder)
-    workers = [Worker(cache, board, process, number, until, folder) for number in range(THREADS)]
+    cache = Cache(settings(folder, memory_mb))
+    board = Board(folder, processes, threads)
+    watch_waits(board.waits[process])
+    workers = [Worker(cache, board, process, number, until, folder) for number in range(threads)]
     for worker in workers:
         worker.start()
     while any(worker.is_alive() for worker in workers):
@@ -387,4 +467,4 @@ def main(folder: Path, process: int, until: float) -> None:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), int(sys.argv[2]), float(sys.argv[3]))
+    main(Path(sys.argv[1]), int(sys.argv[2]), float(sys.argv[3]), *map(int, sys.argv[4:7]))

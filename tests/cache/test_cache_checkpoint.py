@@ -1,13 +1,15 @@
 """After a large write the log is carried over by a thread of its own: nobody waits for it, and it does not grow."""
 
 import os
+import sqlite3
+import threading
 import time
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 
-from tif1_pipeline.cache import database
+from tif1_pipeline.cache import connection, database
 from tif1_pipeline.cache.connection import JOURNAL_LIMIT
 from tif1_pipeline.keys import EntryKey
 
@@ -36,6 +38,37 @@ def test_the_log_is_bounded_however_fast_is_written(cache):
         longest = max(longest, log_of(cache).stat().st_size)
     assert longest < JOURNAL_LIMIT + 2 * LARGE.nbytes
     assert cache.verify_integrity()["valid_entries"] == 24
+
+
+def test_the_log_is_bounded_while_somebody_always_reads(cache, monkeypatch):
+    # A log begins anew only when nobody reads from it: two readers are enough for it to grow for ever.
+    monkeypatch.setattr(connection, "JOURNAL_LIMIT", 1 << 20)
+    monkeypatch.setattr(database, "_SHORTEN_EVERY_SECONDS", 0.05)
+    rows = LARGE.slice(0, 20_000)  # 160 KB
+    assert cache.write(EntryKey("x", "x"), rows).stored
+    over = threading.Event()
+
+    def read() -> None:
+        reader = sqlite3.connect(cache.get_cache_file(), isolation_level=None)
+        while not over.is_set():
+            reader.execute("BEGIN")
+            reader.execute("SELECT count(*) FROM entries").fetchone()
+            time.sleep(0.03)
+            reader.execute("COMMIT")
+        reader.close()
+
+    readers = [threading.Thread(target=read) for _ in range(3)]
+    for number, reader in enumerate(readers):
+        reader.start()
+        time.sleep(0.01 * number)
+    longest = 0
+    for _ in range(150):
+        assert cache.write(EntryKey("x", "x"), rows).stored
+        longest = max(longest, log_of(cache).stat().st_size)
+    over.set()
+    for reader in readers:
+        reader.join()
+    assert longest < 12 << 20
 
 
 def test_closing_waits_for_it(cache, key):

@@ -180,6 +180,27 @@ def test_pinned_entries_never_go(config: Config, cache: Cache, strategy: str) ->
     assert len(keys(cache)) == 3
 
 
+def test_what_others_write_meanwhile_is_left_for_the_next_cleanup(
+    config: Config, cache: Cache, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config.cache_max_size_mb = 1
+    store(cache, "pinned", 3, pinned=True)  # the limit cannot be reached
+    for name in ("a", "b"):
+        store(cache, name, 0.1)
+    remove_some, batches = cleaning._remove_some, []
+
+    def and_write(*arguments: object) -> int:
+        removed = remove_some(*arguments)
+        batches.append(removed)
+        assert len(batches) < 10, "it removes what is written for ever"
+        store(cache, f"later {len(batches)}", 0.1)
+        return removed
+
+    monkeypatch.setattr(cleaning, "_remove_some", and_write)
+    assert cache.run_auto_cleanup() == 2
+    assert cache.read("later 1") is not None
+
+
 def test_limits_that_contradict_each_other_are_brought_in_order(config: Config, cache: Cache) -> None:
     config.update({"cache_max_size_mb": 3, "cache_cleanup_threshold_mb": 100, "cache_cleanup_target_mb": 200})
     for number in range(5):

@@ -1,6 +1,7 @@
 """Several processes on one file: freshness, kills, forks, counters, and what a warm read imports."""
 
 import multiprocessing
+import os
 import random
 import signal
 import sqlite3
@@ -118,7 +119,6 @@ def _read_in_child(cache: Cache, key: EntryKey, answers: "multiprocessing.Queue[
 def test_a_forked_child_has_connections_of_its_own(cache: Cache, key: EntryKey) -> None:
     cache.write(key, TABLE)
     assert cache.read(key, "pandas")
-    before = set(map(id, cache._tiered.files()[0].database._handles))
     context = multiprocessing.get_context("fork")
     answers = context.Queue()
     child = context.Process(target=_read_in_child, args=(cache, key, answers))
@@ -126,10 +126,91 @@ def test_a_forked_child_has_connections_of_its_own(cache: Cache, key: EntryKey) 
     assert answers.get(timeout=30) == ("disk", [1, 2, 3], True, {"a": 1})
     child.join()
     assert child.exitcode == 0
-    assert set(map(id, cache._tiered.files()[0].database._handles)) == before
     assert cache.read("child", "json").value == {"a": 1}
     assert cache.read(key).value == TABLE
     assert cache.get_stats()["total_hits"] == 5  # the child has not written down what the parent had pending
+
+
+def _fork(work: Callable[[], bool]) -> int:
+    """Fork; the child says by its exit code whether the work came out right."""
+    child = os.fork()
+    if child == 0:
+        code = 1
+        try:
+            code = 0 if work() else 2
+        finally:
+            os._exit(code)
+    return child
+
+
+def _code(child: int) -> int:
+    deadline = time.monotonic() + 30
+    while time.monotonic() < deadline:
+        ended, status = os.waitpid(child, os.WNOHANG)
+        if ended:
+            return os.waitstatus_to_exitcode(status)
+        time.sleep(0.01)
+    os.kill(child, signal.SIGKILL)
+    os.waitpid(child, 0)
+    raise AssertionError("the child hangs")
+
+
+def test_what_a_forked_child_writes_outlives_the_parents_connections(cache: Cache, config: Config) -> None:
+    assert cache.write(EntryKey("parent", "x"), {"a": 0}).stored
+    assert cache.read("parent", "json")
+    wrote, closed = os.pipe(), os.pipe()
+
+    def work() -> bool:
+        first = cache.write(EntryKey("child 1", "x"), {"a": 1}).stored
+        os.write(wrote[1], b".")
+        os.read(closed[0], 1)
+        return first and cache.write(EntryKey("child 2", "x"), {"a": 2}).stored
+
+    child = _fork(work)
+    os.read(wrote[0], 1)
+    cache.close()  # the last connection that the system knows of: SQLite deletes the log
+    os.write(closed[1], b".")
+    assert _code(child) == 0
+    for end in (*wrote, *closed):
+        os.close(end)
+    after = Cache(config)
+    assert [after.read(name, "json").value["a"] for name in ("parent", "child 1", "child 2")] == [0, 1, 2]
+    after.close()
+
+
+def test_a_child_forked_in_the_middle_of_a_write_can_write(cache: Cache) -> None:
+    assert cache.write(EntryKey("parent", "x"), {"a": 0}).stored
+    database = cache._tiered.files()[0].database
+    begun, forked = threading.Event(), threading.Event()
+
+    def write() -> None:
+        with database.writing():
+            begun.set()
+            forked.wait(0.5)  # the fork waits for it
+
+    writer = threading.Thread(target=write)
+    writer.start()
+    begun.wait()
+    child = _fork(lambda: cache.write(EntryKey("child", "x"), {"a": 1}).stored)
+    forked.set()
+    writer.join()
+    assert _code(child) == 0
+    assert cache.read("child", "json").value == {"a": 1}
+
+
+def test_a_child_forked_from_within_a_read_is_refused_the_file(cache: Cache, caplog: pytest.LogCaptureFixture) -> None:
+    assert cache.write(EntryKey("parent", "x"), {"a": 0}).stored
+
+    def work() -> bool:
+        written = cache.write(EntryKey("child", "x"), {"a": 1})
+        return not written.stored and "forked" in written.reason and cache.read("parent", "json") is None
+
+    with cache._tiered.files()[0].database.reading():
+        child = _fork(work)
+    assert _code(child) == 0
+    assert "forked in the middle" in caplog.text
+    assert cache.write(EntryKey("parent", "x"), {"a": 2}).stored
+    assert cache.read("child", "json") is None
 
 
 def test_a_process_that_only_reads_imports_neither_sqlalchemy_nor_polars(

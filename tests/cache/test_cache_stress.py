@@ -5,10 +5,7 @@
 
 import os
 import random
-import subprocess
-import sys
 import time
-from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -23,38 +20,7 @@ LONGEST_WAIT = 30.0
 """Seconds; the default of ``cache_lock_timeout``: whoever waited longer would have got an error."""
 
 
-class Crowd:
-    """The processes at work."""
-
-    def __init__(self, folder: Path, until: float) -> None:
-        self.folder, self.until = folder, until
-        self.killed = 0
-        self.largest_log = 0
-        self.processes = [self.start(number) for number in range(stress.PROCESSES)]
-
-    def start(self, number: int) -> subprocess.Popen[str]:
-        command = [sys.executable, "-W", "error", stress.__file__, str(self.folder), str(number), str(self.until)]
-        return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-
-    def kill_one(self, chance: random.Random) -> None:
-        number = chance.randrange(len(self.processes))
-        self.processes[number].kill()
-        self.processes[number].communicate()
-        self.killed += 1
-        self.processes[number] = self.start(number)
-
-    def look(self) -> None:
-        with suppress(FileNotFoundError):
-            self.largest_log = max(self.largest_log, (self.folder / "cache" / "tif1_cache.db-wal").stat().st_size)
-
-    def end(self) -> None:
-        for process in self.processes:
-            output, errors = process.communicate(timeout=150)
-            assert process.returncode == 0, errors
-            assert not output + errors, output + errors
-
-
-def show(board: stress.Board, crowd: Crowd, cache: Cache) -> None:
+def show(board: stress.Board, crowd: stress.Crowd, cache: Cache) -> None:
     print(f"\n{crowd.killed} processes killed in {SECONDS:g} s")
     print(f"{'operation':<22}{'number':>10}{'mean ms':>10}{'longest ms':>12}")
     for number, kind in enumerate(stress.KINDS):
@@ -76,7 +42,7 @@ def show(board: stress.Board, crowd: Crowd, cache: Cache) -> None:
 def test_many_processes_and_threads_lose_and_tear_nothing(tmp_path: Path, kills: bool) -> None:
     board = stress.Board(tmp_path)
     chance = random.Random(11)
-    crowd = Crowd(tmp_path, time.time() + SECONDS)
+    crowd = stress.Crowd(tmp_path, board, time.time() + SECONDS)
     try:
         next_kill = time.time() + 4 * KILL_SECONDS  # when they have begun to work
         while time.time() < crowd.until:
@@ -85,28 +51,19 @@ def test_many_processes_and_threads_lose_and_tear_nothing(tmp_path: Path, kills:
             if kills and time.time() > next_kill and time.time() < crowd.until - 2:
                 crowd.kill_one(chance)
                 next_kill += KILL_SECONDS
-        crowd.end()
+        said = crowd.end()
     finally:
-        for process in crowd.processes:
-            process.kill()
-            process.communicate()
+        crowd.kill()
+    assert not said, said[:3]
 
     cache = Cache(stress.settings(tmp_path))
     show(board, crowd, cache)
-    complaints = "\n".join(path.read_text() for path in sorted(tmp_path.glob("errors-*.txt")))
+    complaints = "\n".join(crowd.complaints())
     assert not complaints, complaints[:20_000]
     report = cache.verify_integrity()
     assert report["corrupted_list"] == [], report
 
-    lost, ghosts = [], []
-    for number, (state, tried) in enumerate(zip(board.state.tolist(), board.tried.tolist(), strict=True)):
-        key = stress.key_of(number)
-        hit = cache.read(key, "json" if key.data_type == "asset" else "arrow")
-        version = stress.version_in(number, hit.value) if hit else 0
-        if state > 0 and not state <= version <= tried:
-            lost.append((key.text, version, state, tried))
-        if state == stress.ABSENT and version:
-            ghosts.append((key.text, version, tried))
+    lost, ghosts = stress.losses_and_ghosts(board, cache)
     assert lost == []
     assert ghosts == []
     assert (board.state > 0).sum() > len(board.state) / 3  # else nothing was shown

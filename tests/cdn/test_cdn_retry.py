@@ -86,6 +86,8 @@ def test_waits_longer_than_the_files_time_at_the_mirror_are_not_begun(client, co
         ("Sun, 06 Nov 1994 08:49:37 GMT", 0.0),
         ("Sun, 06 Nov 1994 08:49:37 -0000", 0.0),
         ("Sun, 99 Nov 2094 08:49:37 GMT", None),
+        ("Mon, 01 Jan 99999999999999999999 00:00:00 GMT", None),
+        ("Mon, 01 Jan 2025 00:00:00 +99999999999999999999", None),
     ],
 )
 def test_reading_retry_after(header, seconds):

@@ -9,7 +9,7 @@ import subprocess
 import threading
 
 import pytest
-from misbehaving_server import BODY, FILE, MisbehavingServer, status
+from misbehaving_server import BODY, FILE, MisbehavingServer, files, status
 
 from tif1_pipeline.cdn import transport
 from tif1_pipeline.cdn.client import CdnClient
@@ -199,6 +199,14 @@ def test_the_ways_to_send_a_body(client, config, server, answer, body):
     [
         (b"HTTP/1.1 200 OK\r\nX: " + b"x" * (1 << 20), "headers of more than"),
         (b"HTTP/1.1 200 OK\r\n" + b"X: y\r\n" * (1 << 16), "headers of more than"),
+        (
+            b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n2\r\n{}\r\n0\r\nX: " + b"x" * (1 << 20),
+            "headers of more than",
+        ),
+        (
+            b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: h2c\r\nConnection: Upgrade\r\n\r\n\0",
+            "another protocol than HTTP",
+        ),
         (b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\nContent-Length: 3\r\n\r\n{}", "not HTTP"),
         (b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\nTransfer-Encoding: chunked\r\n\r\n{}", "not HTTP"),
         (b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\nzz\r\n", "not HTTP"),
@@ -209,6 +217,49 @@ def test_hostile_answers_are_refused(client, config, server, answer, told):
     server.replies["a"] = lambda x: (x.raw(answer), x.hang_up())
     with pytest.raises(Tif1Error, match=told):
         client.fetch(FILE, bytes)
+
+
+def test_a_trailer_is_no_header(client, config, server):
+    config.update({"cdn_urls": [server.mirror("a")], "max_retries": 0})
+    chunked = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n2\r\n{}\r\n0\r\n"
+    server.replies["a"] = lambda x: x.raw(chunked + b'ETag: "other"\r\nContent-Encoding: br\r\n\r\n')
+    fetched = client.fetch(FILE, bytes)
+    assert (fetched.value, fetched.validators.etag) == (b"{}", None)
+
+
+def test_the_rest_of_a_second_answer_is_not_taken_for_the_next_request(client, config, server):
+    config.update({"cdn_urls": [server.mirror("a")], "max_retries": 0, "max_concurrent_requests": 1})
+
+    def reply(exchange):
+        if not hasattr(exchange, "was_asked"):
+            exchange.was_asked = True
+            exchange.raw(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n{}HTTP/1.1 200 OK\r\nContent-")
+        else:  # what is still owed of the second answer comes first
+            exchange.raw(b'HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\n{"b":666}')
+
+    server.replies["a"] = reply
+    assert client.fetch(FILE, bytes).value == b"{}"
+    assert client.fetch(FILE, bytes).value == b"{}"
+
+
+def test_connections_that_the_server_does_not_keep_are_let_go_of_together(client, config, server):
+    """Else each retry could meet another one of them."""
+    config.update({"cdn_urls": [server.mirror("a")], "max_retries": 1, "max_concurrent_requests": 8})
+    together = threading.Barrier(8)
+
+    def reply(exchange):
+        if hasattr(exchange, "was_asked"):
+            exchange.hang_up()
+            return
+        exchange.was_asked = True
+        with contextlib.suppress(threading.BrokenBarrierError):
+            together.wait(2)
+        exchange.send()
+
+    server.replies["a"] = reply
+    client.fetch_many(files(8), lambda _, body: body)
+    together.abort()
+    assert client.fetch(FILE, bytes).value == BODY
 
 
 def test_a_second_answer_is_not_taken_for_the_next_request(client, config, server):

@@ -17,7 +17,7 @@ from pathlib import Path
 from tests.stress.trial import Plan, Row, as_json
 
 ROOT = Path(__file__).parents[2]
-TRIALS = ("crash", "power", "disk", "corruption", "cdn", "hostile", "access", "concurrency", "soak")
+TRIALS = ("crash", "power", "disk", "corruption", "cdn", "hostile", "concurrency", "soak")
 PAGE = ROOT / "docs" / "guides" / "survival.md"
 BEGIN, END = "<!-- stress: written by make stress PUBLISH=1 -->", "<!-- /stress -->"
 

@@ -19,7 +19,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from tif1_pipeline.cache.connection import DIRECTORY_MODE, FILE_MODE, LAYOUT_VERSION
+from tif1_pipeline.cache.connection import DIRECTORY_MODE, FILE_MODE, LAYOUT_VERSION, sync_folder
 from tif1_pipeline.exceptions import CacheError, CacheVersionError, CorruptEntryError
 
 FORMAT = 1
@@ -308,15 +308,7 @@ def make_folder(folder: Path) -> None:
         with suppress(FileExistsError):  # another process was quicker
             folder.mkdir()
             folder.chmod(DIRECTORY_MODE)
-
-
-def sync_folder(folder: Path) -> None:
-    """Write a folder's names to disk."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+        sync_folder(folder.parent)
 
 
 @contextmanager

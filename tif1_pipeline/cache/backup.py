@@ -19,7 +19,7 @@ from sqlalchemy.exc import DBAPIError
 from tif1_pipeline import __version__
 from tif1_pipeline.cache import archive
 from tif1_pipeline.cache.archive import Manifest, Member
-from tif1_pipeline.cache.connection import FILE_MODE, LAYOUT_VERSION, check_marks
+from tif1_pipeline.cache.connection import FILE_MODE, LAYOUT_VERSION, check_marks, sync_folder
 from tif1_pipeline.cache.database import Database
 from tif1_pipeline.cache.files import File
 from tif1_pipeline.cache.schema import ENTRIES, PARTS, create_tables
@@ -223,7 +223,7 @@ def _publish(packed: Path, folder: Path, now: datetime, keep: int) -> Path:
         while (path := folder / _name(milliseconds)).exists():
             milliseconds += 1
         packed.rename(path)
-        archive.sync_folder(folder)
+        sync_folder(folder)
         others = sorted(found for found in folder.iterdir() if _NAME.fullmatch(found.name) and found != path)
         for old in others[: max(0, len(others) - (keep - 1))]:
             old.unlink(missing_ok=True)

@@ -134,8 +134,7 @@ def smart(
     is_useless = (ENTRIES.c.created_at <= worth.old_before) & (ENTRIES.c.access_count < rare)
     with stock.of(tiered, rehearse=dry_run) as stored, _Log(tiered, "smart", dry_run=dry_run) as log:
         log.removed += stored.remove_where(~ENTRIES.c.pinned & (is_incomplete() | is_useless))
-        while _remove_some(stored, worth, sa.true(), size, log):
-            pass
+        _come_down(stored, worth, sa.true(), size, log)
     return Cleaned(log.removed)
 
 
@@ -166,10 +165,8 @@ def run(tiered: Tiered, *, dry_run: bool = False) -> Cleaned:
     )
     spared = worth.spares()
     with stock.of(tiered, rehearse=dry_run) as stored, _Log(tiered, worth.policy, dry_run=dry_run) as log:
-        while _remove_some(stored, worth, ~spared, limits.target, log):
-            pass
-        while _remove_some(stored, worth, spared, limits.hard, log):
-            pass
+        _come_down(stored, worth, ~spared, limits.target, log)
+        _come_down(stored, worth, spared, limits.hard, log)
     return Cleaned(log.removed)
 
 
@@ -207,8 +204,23 @@ class _Log:
             )
 
 
-def _remove_some(stored: Stock, worth: _Worth, condition: sa.ColumnElement[bool], limit: int, log: _Log) -> bool:
-    """Remove the next batch in order, no more than it takes to come down to the limit; False if that is nothing."""
+def _come_down(stored: Stock, worth: _Worth, condition: sa.ColumnElement[bool], limit: int, log: _Log) -> None:
+    """Remove batch after batch in order, until the limit is reached.
+
+    No more entries than there are now: where pinned ones alone are above the limit and others write on, what they write
+    would be removed for ever.
+    """
+    left = 0
+    for shelf in stored.shelves():
+        with shelf.querying() as connection:
+            query = sa.select(sa.func.count()).select_from(ENTRIES).where(~ENTRIES.c.pinned, condition)
+            left += connection.execute(query, worth.parameters()).scalar() or 0
+    while left > 0 and (removed := _remove_some(stored, worth, condition, limit, log)):
+        left -= removed
+
+
+def _remove_some(stored: Stock, worth: _Worth, condition: sa.ColumnElement[bool], limit: int, log: _Log) -> int:
+    """Remove the next batch in order, no more than it takes to come down to the limit; returns how many were to go."""
     shelves = stored.shelves()
     looked = [_look_at(shelf, number, worth, condition) for number, shelf in enumerate(shelves)]
     wanted = min(sum(size for size, _ in looked) - limit, removal.BATCH_BYTES)
@@ -221,7 +233,7 @@ def _remove_some(stored: Stock, worth: _Worth, condition: sa.ColumnElement[bool]
     if any(chosen):
         # SQLite's waiting writers look at the lock now and then only: without a pause it would be taken each time.
         time.sleep(min(time.perf_counter() - started, _PAUSE_SECONDS))
-    return any(chosen)
+    return sum(map(len, chosen))
 
 
 def _look_at(

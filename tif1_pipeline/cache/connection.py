@@ -1,16 +1,20 @@
 """The one place that opens SQLite connections, with every pragma."""
 
+import errno
 import logging
 import os
 import sqlite3
+import stat
 import struct
 import threading
 import time
-from contextlib import suppress
+from collections.abc import Set
+from contextlib import closing, suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import NamedTuple
 
+from tif1_pipeline.cache.forking import gate
 from tif1_pipeline.config import Config
 from tif1_pipeline.exceptions import CacheVersionError
 
@@ -25,12 +29,15 @@ migrated when the file is opened."""
 FILE_MODE = 0o640
 DIRECTORY_MODE = 0o750
 JOURNAL_LIMIT = 64 << 20
+_EMPTY_SECONDS = 0.5
 _MAGIC = b"SQLite format 3\0"
 # No statement of this package violates a constraint, unless an index says other than its table.
 _DAMAGED = {sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_CONSTRAINT}
 _OTHER_CONTENT = ("no such table", "no such column", "has no column named", "cannot open value", "decode to UTF-8")
 """How SQLite and its driver speak of a schema, a value or a text that a flipped bit has made another one."""
 _CORRUPT_INDEX = sqlite3.SQLITE_CORRUPT | 3 << 8  # Python 3.11 does not name it
+_NO_SYNC = {errno.EINVAL, errno.ENOTSUP, errno.EACCES, errno.EPERM}
+"""Of folders that may be written but not listed, and on file systems that know no such thing."""
 _LOCKED = {sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED}
 
 
@@ -121,13 +128,25 @@ def connect(
     return connection
 
 
+Log = tuple[int, int]
+"""The inodes of a file's log and of the log's index."""
+
+
 class Handle:
-    """One thread's read connection."""
+    """One thread's read connection.
+
+    Attributes:
+        log: The log that it has open, which nobody removes as long as it is: SQLite does not.
+    """
 
     def __init__(self, settings: Settings, identity: Identity) -> None:
         self.settings = settings
         self.identity = identity
         self.connection = connect(settings, identity)
+        self.log: Log | None = None
+        if not settings.readonly:
+            self.connection.execute("SELECT 1 FROM sqlite_master LIMIT 1").fetchone()  # opens the log
+            self.log = log_of(settings.path)
         self.data_version = -1
         self.lock = threading.Lock()
         self.closed = False
@@ -237,12 +256,28 @@ def create_file(path: Path) -> None:
         with suppress(FileExistsError):  # another process was quicker
             folder.mkdir()
             folder.chmod(DIRECTORY_MODE)
+        sync_folder(folder.parent)
     with _looking, suppress(FileExistsError):  # closing it must not drop the locks of a connection made meanwhile
         descriptor = os.open(path, os.O_CREAT | os.O_EXCL | os.O_RDWR, FILE_MODE)
         try:
             os.fchmod(descriptor, FILE_MODE)
         finally:
             os.close(descriptor)
+
+
+def sync_folder(folder: Path) -> None:
+    """Write a folder's names to disk: a file that was synced is found after a power cut only if its name was, too."""
+    if os.name != "posix":  # Windows opens no folders
+        return
+    try:
+        descriptor = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+    except OSError as error:
+        if error.errno not in _NO_SYNC:
+            raise
 
 
 def set_aside(path: Path) -> Path:
@@ -277,6 +312,27 @@ def readonly_identity(path: Path) -> Identity | None:
     if _stat(Path(f"{path}-journal")) is not None:
         return Identity(status.st_dev, status.st_ino)
     return Identity(status.st_dev, status.st_ino, (status.st_mtime_ns, status.st_size))
+
+
+def log_of(path: Path) -> Log | None:
+    """Return what tells the log beside a file from another one; None if it, or its index, is not there."""
+    log, index = (_stat(Path(f"{path}{suffix}")) for suffix in ("-wal", "-shm"))
+    return (log.st_ino, index.st_ino) if log and index else None
+
+
+def drop_log(path: Path, logs: Set[Log | None]) -> None:
+    """Remove a log, with its index, whose file is not there any more; not one that another process has made since."""
+    if (log := log_of(path)) is not None and log in logs:
+        for suffix in ("-wal", "-shm"):
+            Path(f"{path}{suffix}").unlink(missing_ok=True)
+
+
+def mend_modes(path: Path) -> None:
+    """Give log and index the mode of their file: they have kept that of a time when it could not be written."""
+    with suppress(OSError):  # also those of another user
+        mode = path.stat().st_mode
+        for suffix in ("-wal", "-shm"):
+            Path(f"{path}{suffix}").chmod(stat.S_IMODE(mode))
 
 
 def size_of(path: Path) -> int:
@@ -338,11 +394,22 @@ def carry_log_over(settings: Settings, opened: list[sqlite3.Connection]) -> None
         settings: Of the file.
         opened: Gets the connection that is used, which a forked child must not let go of.
     """
+    with gate.using():
+        try:
+            opened.append(connect(settings))
+            opened[0].execute("PRAGMA wal_checkpoint(PASSIVE)")
+        except sqlite3.Error as error:
+            _log.debug("the log of %s was not carried over: %s", settings.path, error)
+        finally:
+            for connection in opened:
+                connection.close()
+
+
+def empty_log(settings: Settings) -> None:
+    """Write the log to the file and empty it, if those that read from it are through soon; else it is done later."""
     try:
-        opened.append(connect(settings))
-        opened[0].execute("PRAGMA wal_checkpoint(PASSIVE)")
+        with closing(connect(settings, timeout=_EMPTY_SECONDS)) as connection:
+            connection.execute("PRAGMA wal_checkpoint(PASSIVE)")  # the work; nobody waits for it
+            connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
     except sqlite3.Error as error:
-        _log.debug("the log of %s was not carried over: %s", settings.path, error)
-    finally:
-        for connection in opened:
-            connection.close()
+        _log.debug("the log of %s was not emptied: %s", settings.path, error)

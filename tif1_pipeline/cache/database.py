@@ -10,12 +10,14 @@ import threading
 import time
 import weakref
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from tif1_pipeline.cache import connection as sqlite
 from tif1_pipeline.cache.connection import LAYOUT_VERSION, Handle, Identity, Settings
+from tif1_pipeline.cache.forking import gate
+from tif1_pipeline.cache.turns import Turn, begin
 from tif1_pipeline.config import Config
 from tif1_pipeline.exceptions import (
     CacheError,
@@ -35,6 +37,7 @@ _inherited: list[Any] = []
 
 
 _TRIES = 5
+_SHORTEN_EVERY_SECONDS = 1.0
 _LARGE = 4 << 20
 _T = TypeVar("_T")
 
@@ -74,13 +77,15 @@ class Database:
 
     def _reset(self) -> None:
         self._lock = threading.RLock()
-        # Threads queue here for SQLite's write lock: waiting at SQLite is polling, in no order, and some never get it.
-        self._turn = threading.Lock()
+        # Threads queue here for SQLite's write lock: one of a process at a time waits for other processes.
+        self._turn = Turn()
         self._local = threading.local()
         self._handles: weakref.WeakSet[Handle] = weakref.WeakSet()
         self._engine: tuple[Any, sa.Engine] | None = None
         self._ready: tuple[Settings, Identity] | None = None
         self._checkpoint: tuple[threading.Thread, list[sqlite3.Connection]] | None = None
+        self._was_refused = False
+        self._shorten_at = 0.0
 
     def forget_inherited(self) -> None:
         """Start without the connections that a fork handed down."""
@@ -108,13 +113,17 @@ class Database:
     @contextmanager
     def reading(self) -> Iterator[Handle | None]:
         """This thread's connection, for itself; None while there is no file with tables in it."""
-        with self._translated("read"):
-            while (handle := self._handle()) is not None:
-                with handle.lock:
-                    if not handle.closed:  # another thread may have closed the cache just now
-                        yield handle
-                        return
-            yield None
+        gate.enter()
+        try:
+            with self._translated("read"):
+                while (handle := self._handle()) is not None:
+                    with handle.lock:
+                        if not handle.closed:  # another thread may have closed the cache just now
+                            yield handle
+                            return
+                yield None
+        finally:
+            gate.leave()
 
     def _handle(self) -> Handle | None:
         settings = self._settings()
@@ -124,10 +133,13 @@ class Database:
         self._local.used = identity
         if handle and not handle.closed and handle.identity == identity and handle.settings == settings:
             return handle
-        if handle:
-            handle.close()
-            self._local.handle = None
-        if identity is None or not self._is_usable(settings, identity):
+        try:
+            usable = identity is not None and self._is_usable(settings, identity)
+        finally:
+            if handle:
+                handle.close()
+                self._local.handle = None
+        if identity is None or not usable:
             return None
         handle = self._local.handle = Handle(settings, identity)
         with self._lock:
@@ -141,6 +153,12 @@ class Database:
                 return True
             if self._ready is None or self._ready[0].wal_mode != settings.wal_mode:
                 self.close()  # the mode of a file changes only while no other connection has it open
+            elif self._ready[1][:2] != identity[:2]:
+                # Another file has taken its place, and beside it lies the log of the former one: SQLite would play it
+                # back into this one.
+                logs = {handle.log for handle in self._handles if not handle.closed}
+                self.close()
+                sqlite.drop_log(settings.path, logs)
             if not sqlite.first_look(settings.path, identity):
                 if not self._ours:
                     raise CacheVersionError(
@@ -202,36 +220,97 @@ class Database:
     # ---- writing
 
     @contextmanager
-    def writing(self, timeout: float | None = None, *, size: int = 0) -> Iterator["sa.Connection"]:
+    def writing(
+        self, timeout: float | None = None, *, size: int = 0, synced: bool = False
+    ) -> Iterator["sa.Connection"]:
         """A transaction that holds the write lock from its start; creates the file when there is none.
 
         Args:
             timeout: Seconds to wait for the lock; the setting by default.
             size: Bytes that are about to be written. After many the log is carried over into the file by a thread of
                 its own, which takes as long as the write itself.
+            synced: What is committed survives a power cut from then on, and all that was committed before it.
         """
         if self.config.cache_readonly:
             raise self._readonly_error()
         seconds = self.lock_timeout if timeout is None else timeout
         started = time.monotonic()
+        with gate.using(), self._in_turn(seconds):
+            self._shorten_log()
+            left = max(0.0, seconds - (time.monotonic() - started))
+            try:
+                with (
+                    self._translated("write", seconds),
+                    self._reopened_if_needed(),
+                    self._connected("BEGIN IMMEDIATE", left) as connection,
+                    self._checkpointed_later(connection, size),
+                    self._synced(connection, synced),
+                    connection.begin(),
+                ):
+                    yield connection
+            except CacheError as error:
+                self._was_refused = str(error.details.get("cause", "")).startswith("SQLITE_READONLY")
+                raise
+
+    @contextmanager
+    def _in_turn(self, seconds: float) -> Iterator[None]:
         if not self._turn.acquire(timeout=seconds):
             raise self._locked_error("write", seconds)
         try:
-            left = max(0.0, seconds - (time.monotonic() - started))
-            with (
-                self._translated("write", seconds),
-                self._connected("BEGIN IMMEDIATE", left) as connection,
-                self._checkpointed_later(connection, size),
-                connection.begin(),
-            ):
-                yield connection
+            yield
         finally:
             self._turn.release()
+
+    @staticmethod
+    @contextmanager
+    def _synced(connection: "sa.Connection", synced: bool) -> Iterator[None]:
+        if not synced:
+            yield
+            return
+        driver: Any = connection.connection.driver_connection  # past SQLAlchemy, which would begin a transaction
+        driver.execute("PRAGMA synchronous=FULL")
+        try:
+            yield
+        finally:
+            driver.execute("PRAGMA synchronous=NORMAL")
+
+    @contextmanager
+    def _reopened_if_needed(self) -> Iterator[None]:
+        """Write on new connections where those that there are would write in vain."""
+        if self._was_refused:
+            # One that was opened while the file could not be written never writes.
+            self._was_refused = False
+            self.close()
+            sqlite.mend_modes(self.path)
+        settings = self._settings()
+        with self._lock:
+            log = sqlite.log_of(settings.path)
+            cut_off = [handle for handle in self._handles if not handle.closed and handle.log not in (None, log)]
+            # Where the file is another one, too, that is seen to when it is opened.
+            if cut_off and self._ready and self._ready[1] == _identity(settings):
+                _log.warning(
+                    "the log beside %s was deleted or replaced while it was in use: the file is opened anew. Nothing "
+                    "but SQLite may touch the files that end in -wal and -shm",
+                    settings.path,
+                )
+                with cut_off[0].lock, suppress(sqlite3.Error):  # it can still carry the former log over
+                    cut_off[0].connection.execute("PRAGMA wal_checkpoint(PASSIVE)")
+                self.close()
+        yield
+
+    def _shorten_log(self) -> None:
+        """Empty a log that is too long: by itself it begins anew only when nobody reads, and somebody always may."""
+        settings = self._settings()
+        too_long = settings.wal_mode and sqlite.size_of(_log_of(settings)) > sqlite.JOURNAL_LIMIT
+        if too_long and time.monotonic() >= self._shorten_at:
+            # Others may have a long transaction under way: nobody is to wait for that with each write.
+            self._shorten_at = time.monotonic() + _SHORTEN_EVERY_SECONDS
+            sqlite.empty_log(settings)
 
     @contextmanager
     def _checkpointed_later(self, connection: "sa.Connection", size: int) -> Iterator[None]:
         settings = self._settings()
-        log = sqlite.size_of(settings.path.with_name(settings.path.name + "-wal"))
+        log = sqlite.size_of(_log_of(settings))
         # While a checkpoint is under way, or the log is long, whoever writes waits for it: it must not grow for ever.
         is_free = self._checkpoint is None or not self._checkpoint[0].is_alive()
         if size < _LARGE or not settings.wal_mode or not is_free or log > sqlite.JOURNAL_LIMIT:
@@ -255,7 +334,12 @@ class Database:
     @contextmanager
     def querying(self) -> Iterator["sa.Connection"]:
         """A read transaction for queries over many entries; the file must exist."""
-        with self._translated("query"), self._connected("BEGIN", None) as connection, connection.begin():
+        with (
+            gate.using(),
+            self._translated("query"),
+            self._connected("BEGIN", None) as connection,
+            connection.begin(),
+        ):
             identity = self._local.used
             yield connection
         if not self._is_still(identity):
@@ -268,6 +352,7 @@ class Database:
         identity = _identity(settings)
         self._local.used = identity
         with (
+            gate.using(),
             self._translated("write", timeout),
             _closing(sqlite.connect(settings, identity, timeout=timeout)) as connection,
         ):
@@ -285,13 +370,17 @@ class Database:
 
     def open(self) -> None:
         """Make sure that the file exists and is ours."""
-        with self._translated("open"):
+        with gate.using(), self._translated("open"):
             self._ensure_file()
 
     def close(self) -> None:
         """Close the connections of all threads; the next use opens them again."""
         if self._checkpoint is not None:
             self._checkpoint[0].join()
+        self.release()
+
+    def release(self) -> None:
+        """Close the connections, of which none is in use."""
         with self._lock:
             handles, self._handles = list(self._handles), weakref.WeakSet()
             engine, self._engine = self._engine, None
@@ -324,7 +413,7 @@ class Database:
     def _connected(self, begin: str, timeout: float | None) -> Iterator["sa.Connection"]:
         seconds = self._settings().lock_timeout if timeout is None else timeout
         engine = self._ensure_file()
-        with engine.connect().execution_options(begin=begin, busy_timeout=round(seconds * 1000)) as connection:
+        with engine.connect().execution_options(begin=begin, lock_seconds=seconds) as connection:
             yield connection
 
     def _ensure_file(self) -> "sa.Engine":
@@ -358,8 +447,7 @@ class Database:
     def _create_tables(engine: "sa.Engine", settings: Settings) -> None:
         from tif1_pipeline.cache.schema import create_tables
 
-        busy_timeout = round(settings.lock_timeout * 1000)
-        with engine.connect().execution_options(busy_timeout=busy_timeout) as connection, connection.begin():
+        with engine.connect().execution_options(lock_seconds=settings.lock_timeout) as connection, connection.begin():
             create_tables(connection)
 
     def _engine_of(self, settings: Settings, identity: Identity | None) -> "sa.Engine":
@@ -381,11 +469,11 @@ class Database:
         )
 
         @listens_for(engine, "begin")
-        def begin(connection: "sa.Connection") -> None:
+        def _(connection: "sa.Connection") -> None:
             options = connection.get_execution_options()
-            connection.exec_driver_sql(f"PRAGMA busy_timeout={options['busy_timeout']}")
+            driver: Any = connection.connection.driver_connection
             # Taking the write lock at once: a transaction that starts as a reader can fail when it turns into a writer.
-            connection.exec_driver_sql(options.get("begin", "BEGIN IMMEDIATE"))
+            begin(driver, options.get("begin", "BEGIN IMMEDIATE"), options["lock_seconds"])
 
         self._engine = (wanted, engine)
         return engine
@@ -483,6 +571,10 @@ class Database:
             identity=identity,
             indexes=sqlite.is_of_indexes(error),
         )
+
+
+def _log_of(settings: Settings) -> Path:
+    return settings.path.with_name(f"{settings.path.name}-wal")
 
 
 def _identity(settings: Settings) -> Identity | None:

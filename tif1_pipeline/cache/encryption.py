@@ -88,6 +88,8 @@ def _change(
     # A connection for each entry: the file may be replaced meanwhile, by a restore.
     with database.raw(timeout) as connection:
         connection.execute("PRAGMA secure_delete=ON")  # what is replaced is overwritten with zeros
+        if target is None:  # the keys may be taken away afterwards, and a power cut must not bring back what needs them
+            connection.execute("PRAGMA synchronous=FULL")
         connection.execute("BEGIN IMMEDIATE")
         row = connection.execute(_ENTRY, (id_, generation, target)).fetchone()
         if row is None or row[0] != key:  # replaced, removed or changed meanwhile

@@ -22,7 +22,7 @@ from tif1_pipeline.cache import archive, codec, importing, tree
 from tif1_pipeline.cache.archive import make_folder
 from tif1_pipeline.cache.backup import out_of_reach
 from tif1_pipeline.cache.base import EntryInfo
-from tif1_pipeline.cache.connection import FILE_MODE
+from tif1_pipeline.cache.connection import FILE_MODE, sync_folder
 from tif1_pipeline.cache.files import File
 from tif1_pipeline.cache.names import Resolve
 from tif1_pipeline.cache.notes import NOTES, notes_of
@@ -88,6 +88,8 @@ def export(tiered: Tiered, dir: str | Path) -> int:
                         except (Tif1Error, *_UNWRITABLE) as error:
                             failed[key] = error
                         advance(1)
+        for parent in {folder / parent for place in written for parent in place.parents}:
+            sync_folder(parent)
         if is_whole and not failed:
             _remove_stale(folder, written, started)
     except OSError as error:
@@ -241,6 +243,7 @@ def _replacing(path: Path, folder: Path) -> Iterator[_Target]:
             yield target
             file.flush()
             if target.kept:
+                os.fsync(file.fileno())  # else a power cut could leave the name and nothing under it
                 partial.replace(path)
     finally:
         partial.unlink(missing_ok=True)

@@ -37,6 +37,7 @@ _NOT_THE_PLACE_CAUSES = {
     "pool exhausted",
     "unfinished",
     "changing",
+    "forked",
     "out of memory",
 }
 

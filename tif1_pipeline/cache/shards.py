@@ -52,6 +52,12 @@ class Shards:
         for shard in self._made:
             shard.forget_inherited()
 
+    def release(self) -> None:
+        """Close the connections, of which none is in use."""
+        for shard in self._made:
+            shard.primary.database.release()
+            shard.fallback.database.release()
+
     def all(self) -> list[Shard]:
         """Return the shares as the settings are now."""
         config = self._config

@@ -15,6 +15,7 @@ from tif1_pipeline.cache import audit, codec, frames, jsonvalue, metrics, views
 from tif1_pipeline.cache.base import Backend, EntryInfo, Hit, Observer, Source, Written
 from tif1_pipeline.cache.decoding import Decoding
 from tif1_pipeline.cache.files import File
+from tif1_pipeline.cache.forking import gate
 from tif1_pipeline.cache.memory import Entry, Memory
 from tif1_pipeline.cache.shard import Shard
 from tif1_pipeline.cache.shards import Shards
@@ -64,6 +65,10 @@ class Tiered:
         self.memory.forget_inherited()
         for forget in self._on_fork:
             forget()
+
+    def release(self) -> None:
+        """Close all connections, of which none is in use; the next use opens them again."""
+        self._shards.release()
 
     def on_fork(self, forget: Callable[[], None]) -> None:
         """Have something called in a forked child."""
@@ -429,10 +434,17 @@ def is_compatible(info: EntryInfo, schema_version: int | None) -> bool:
     )
 
 
+def _before_fork() -> None:
+    if gate.shut():
+        for tiered in list(_instances):
+            tiered.release()
+
+
 def _after_fork() -> None:
+    gate.renew()
     for tiered in list(_instances):
         tiered.forget_inherited()
 
 
 if hasattr(os, "register_at_fork"):  # not on Windows, which does not fork
-    os.register_at_fork(after_in_child=_after_fork)
+    os.register_at_fork(before=_before_fork, after_in_parent=gate.open, after_in_child=_after_fork)

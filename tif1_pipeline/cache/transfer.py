@@ -65,7 +65,8 @@ def _move_one(source: Database, target: Database, id_: int) -> int:
     entry: dict[str, Any] = {name: value for name, value in found.items() if name != "id"}
     if not parts:  # a row alone cannot be read: a damaged file must not keep the others from being moved
         _log.warning("the cache entry %s in %s has no content; it is dropped", entry["key"], source.path)
-    with target.writing() as connection:
+    # Synced, because its removal from the source may be on disk before a later sync of the target.
+    with target.writing(synced=True) as connection:
         there = connection.execute(
             sa.select(ENTRIES.c.generation, ENTRIES.c.created_at, ENTRIES.c.access_count).where(
                 ENTRIES.c.key == entry["key"]
@@ -82,6 +83,8 @@ def _move_one(source: Database, target: Database, id_: int) -> int:
                 part["entry_id"] = new_id
                 del part["id"]
             connection.execute(sa.insert(PARTS), parts)
+        else:  # changes nothing, but makes the commit sync what is there
+            connection.execute(sa.update(ENTRIES).filter_by(key=entry["key"]).values(key=entry["key"]))
     with source.writing() as connection:
         same = sa.and_(ENTRIES.c.id == id_, ENTRIES.c.generation == entry["generation"])
         return connection.execute(sa.delete(ENTRIES).where(same)).rowcount

@@ -167,6 +167,7 @@ class Engine:
                 return await visit(mirror, url).run(alone=alone)
             except MirrorError as fault:
                 logger.debug("%s: mirror %s: %s", file, mirror.host, fault)
+                _clear_frames(fault)
                 failed.append((mirror.host, url, fault))
         raise error_of(file, failed)
 
@@ -185,7 +186,8 @@ class Engine:
 
 
 def _clear_frames(error: BaseException | None) -> None:
-    # The frames of a traceback hold the bad body: a list of a thousand errors would hold a thousand of them.
+    # The frames of a traceback hold the bad body: while the next mirror is asked, and as long as somebody has the
+    # error. A list of a thousand errors would hold a thousand of them.
     while error is not None:
         traceback.clear_frames(error.__traceback__)
         error = error.__cause__ or error.__context__

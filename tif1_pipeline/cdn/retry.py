@@ -27,7 +27,7 @@ def parse_retry_after(value: str | None) -> float | None:
         return float(value)
     try:
         moment = email.utils.parsedate_to_datetime(value)
-    except (ValueError, TypeError):
+    except (ValueError, TypeError, OverflowError):
         return None
     if moment.tzinfo is None:  # "-0000" is read as a time of no zone; the header knows UTC only
         moment = moment.replace(tzinfo=UTC)

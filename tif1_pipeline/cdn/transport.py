@@ -30,6 +30,21 @@ _ADDRESS_SECONDS = 10.0
 _TURNS_TO_CLOSE = 10
 
 
+def is_public(host: str) -> bool:
+    """Whether the host may be one of the internet: no address or name of this machine or its network."""
+    name = host.rstrip(".").lower()
+    try:
+        address = ipaddress.ip_address(name)
+    except ValueError:
+        try:
+            # The resolver takes 127.1, 0x7f.1 and 2130706433 for addresses, too.
+            address = ipaddress.ip_address(socket.inet_aton(name))
+        except (OSError, ValueError):
+            return bool(name) and name != "localhost" and not name.endswith(".localhost")
+    mapped = getattr(address, "ipv4_mapped", None)
+    return (mapped or address).is_global
+
+
 def is_loopback(host: str) -> bool:
     """Whether the host is this machine by name or address."""
     try:
@@ -107,12 +122,16 @@ class Transport:
             httpx.TransportError: There is no answer.
         """
         origin, target = _split(url)
-        connection = self._take(origin) or await self._connected(origin, timeout)
+        kept = self._take(origin)
+        connection = kept or await self._connected(origin, timeout)
         head = b"%b %b HTTP/1.1\r\nHost: %b\r\n%b\r\n" % (method.encode("ascii"), target, origin.name, headers)
         try:
             answer = await connection.send(head, bodiless=method == "HEAD", timeout=timeout)
-        except BaseException:  # also a cancelled task: what it asked for may still come in
+        except BaseException as error:  # also a cancelled task: what it asked for may still come in
             connection.finish()
+            if kept and isinstance(error, httpx.TransportError):
+                # The server does not keep connections as it says: a retry must not meet the next one that is dead.
+                self._drop_idle(origin)
             raise
         return Exchange(self, origin, connection, answer)
 
@@ -125,6 +144,10 @@ class Transport:
                 return connection
             connection.close()
         return None
+
+    def _drop_idle(self, origin: Origin) -> None:
+        for connection in self._idle.pop(origin, ()):
+            connection.close()
 
     def give_back(self, origin: Origin, connection: Connection) -> None:
         """Take a connection back whose exchange is over, finished or not."""
@@ -142,8 +165,11 @@ class Transport:
                 return await self._tunnel(origin, proxy, timeout)
         except TimeoutError as error:
             raise httpx.ConnectTimeout(f"cannot connect to {where} within {timeout:g} s") from error
-        except OSError as error:  # refused, unknown, unreachable, or of another name than its certificate
-            message = error.strerror if error.strerror and not isinstance(error, ssl.SSLError) else str(error)
+        except (OSError, ValueError, OverflowError) as error:
+            # Refused, unknown, unreachable, or of another name than its certificate; or no host or port at all, which
+            # the look-up says by an error of its own (UnicodeError, OverflowError).
+            strerror = getattr(error, "strerror", None)
+            message = strerror if strerror and not isinstance(error, ssl.SSLError) else str(error)
             raise httpx.ConnectError(f"cannot connect to {where} [{message}]") from error
 
     async def _connect(self, origin: Origin) -> Connection:

@@ -16,7 +16,7 @@ from tif1_pipeline.cdn.faults import MirrorError
 from tif1_pipeline.cdn.mirrors import Mirror
 from tif1_pipeline.cdn.retry import backoff, log_retries_quietly, parse_retry_after
 from tif1_pipeline.cdn.slots import RequestSlots
-from tif1_pipeline.cdn.transport import Exchange, Transport, is_loopback
+from tif1_pipeline.cdn.transport import Exchange, Transport, is_public
 from tif1_pipeline.exceptions import InvalidDataError
 
 MISSING_STATUSES = frozenset({403, 404, 410})
@@ -256,9 +256,9 @@ class Visit(Generic[T]):
         if self._validators is None or self._validators == Validators():
             raise MirrorError("invalid", "HTTP 304 to a request without conditions")
         self._mirror.answered()
-        new = _validators_of(exchange)
-        kept = Validators(new.etag or self._validators.etag, new.last_modified or self._validators.last_modified)
-        return Fetched(None, kept, self._url, not_modified=True)
+        # What is held stays under its own validators: under those of a version that 304 was said to by mistake, the
+        # mistake would never show (RFC 9111, 4.3.4).
+        return Fetched(None, self._validators, self._url, not_modified=True)
 
     def _refuses_head(self, status: int, url: str) -> bool:
         """Whether only the method was refused: a signed URL, where a redirect may lead, holds for GET alone."""
@@ -283,12 +283,17 @@ class Visit(Generic[T]):
     def _redirect_target(self, url: str, location: str) -> str:
         try:
             target = httpx.URL(url).join(location)
-        except httpx.InvalidURL:
+            host = target.host
+        except (httpx.InvalidURL, ValueError):  # ValueError: a host that IDNA does not know how to spell
             raise MirrorError("network", f"a redirect to no URL ({location[:80]!r})") from None
-        # A mirror over http is on a loopback host: the settings allow no other.
-        stays_here = target.scheme == "http" and self._url.startswith("http:") and is_loopback(target.host)
-        if target.scheme != "https" and not stays_here:
-            raise MirrorError("network", f"a redirect to {target.scheme}://{target.host}, and only https is followed")
+        mirror = httpx.URL(self._url)
+        # A mirror on loopback leads where it is itself; no other leads there, or into the network around us.
+        if (target.scheme, host, target.port) == (mirror.scheme, mirror.host, mirror.port):
+            return str(target)
+        if target.scheme != "https":
+            raise MirrorError("network", f"a redirect to {target.scheme}://{host}, and only https is followed")
+        if not is_public(host):
+            raise MirrorError("network", f"a redirect to {host}, which is no host of the internet")
         return str(target)
 
     def _headers(self) -> bytes:
