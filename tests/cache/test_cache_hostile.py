@@ -141,6 +141,20 @@ def test_a_schema_in_which_a_name_has_changed_is_healed(
     assert len(list(config.cache_dir.glob("*.damaged-*Z"))) == 1
 
 
+def test_a_head_of_an_unknown_format_is_healed(config: Config, open_cache: Callable[..., Cache], key: EntryKey) -> None:
+    cache = open_cache()
+    cache.write(key, VALUE)
+    cache.close()
+    content = bytearray(config.cache_path.read_bytes())
+    content[47] ^= 8
+    config.cache_path.unlink()
+    config.cache_path.write_bytes(content)
+    cache = open_cache()
+    assert cache.read_through(key, lambda _: Fresh(VALUE), "json").value == VALUE
+    cache.clear_memory()
+    assert cache.read(key, "json").value == VALUE
+
+
 def test_texts_and_numbers_that_sqlite_cannot_hold(cache: Cache, key: EntryKey) -> None:
     cache.write(key, VALUE)
     for call in (
