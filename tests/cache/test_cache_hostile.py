@@ -7,6 +7,7 @@ from contextlib import closing
 
 import pandas as pd
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import zstandard
 
@@ -34,7 +35,25 @@ def test_a_header_whose_offsets_lead_out_of_it_is_not_followed() -> None:
     assert encoded.header.data.count(offsets) == 1
     header = encoded.header.data.replace(offsets, struct.pack("<4i", 0, 1 << 30, (1 << 30) + 4, (1 << 30) + 8))
     with pytest.raises(CorruptEntryError):
-        codec.decode_table(Blob("header", header, crc(header)), encoded.blobs)
+        codec.open_header(Blob("header", header, crc(header)))
+
+
+def bad_texts() -> pa.Table:
+    texts = pa.Array.from_buffers(
+        pa.string(), 2, [None, pa.py_buffer(struct.pack("<3i", 0, 1, 2)), pa.py_buffer(b"a\xff")]
+    )
+    return pa.table({"text": texts})
+
+
+def test_texts_that_are_none_are_neither_stored_nor_read(cache: Cache, key: EntryKey) -> None:
+    with pytest.raises(InvalidDataError, match="UTF8"):
+        cache.write(key, bad_texts())
+    cache.write(key, pa.table({"text": ["a", "b"]}))
+    sink = pa.BufferOutputStream()
+    pq.write_table(bad_texts(), sink, store_schema=False)
+    put(cache, 1, sink.getvalue().to_pybytes())
+    assert cache.read(key) is None
+    assert cache.read(key, "pandas") is None
 
 
 def test_codes_of_no_category_are_not_looked_up(config: Config, cache: Cache, key: EntryKey) -> None:
@@ -120,6 +139,20 @@ def test_a_schema_in_which_a_name_has_changed_is_healed(
     cache.clear_memory()
     assert cache.read(key, "json").value == VALUE
     assert len(list(config.cache_dir.glob("*.damaged-*Z"))) == 1
+
+
+def test_a_head_of_an_unknown_format_is_healed(config: Config, open_cache: Callable[..., Cache], key: EntryKey) -> None:
+    cache = open_cache()
+    cache.write(key, VALUE)
+    cache.close()
+    content = bytearray(config.cache_path.read_bytes())
+    content[47] ^= 8
+    config.cache_path.unlink()
+    config.cache_path.write_bytes(content)
+    cache = open_cache()
+    assert cache.read_through(key, lambda _: Fresh(VALUE), "json").value == VALUE
+    cache.clear_memory()
+    assert cache.read(key, "json").value == VALUE
 
 
 def test_texts_and_numbers_that_sqlite_cannot_hold(cache: Cache, key: EntryKey) -> None:

@@ -17,10 +17,9 @@ import struct
 import subprocess
 import sys
 import threading
-from collections import Counter
 from collections.abc import Iterator
 from contextlib import closing, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -73,7 +72,7 @@ class _Tally:
     refetched: int = 0
     refused: int = 0
     verified: int = 0
-    kinds: Counter[str] = field(default_factory=Counter)
+    twice: int = 0
 
 
 def rows(plan: Plan) -> Iterator[Row]:
@@ -118,6 +117,7 @@ def rows(plan: Plan) -> Iterator[Row]:
     for place, tally in tallies.items():
         tally.row.remark = (
             f"{tally.refetched:,} entries fetched anew, {tally.refused:,} refusals with advice"
+            + (f", {tally.twice} of them twice" if tally.twice else "")
             + (f", {tally.verified} damages that only verifying finds" if tally.verified else "")
             + (f"; unseen without checksums: {tally.unseen} values" if tally.unseen else "")
             + (f"; most memory {peak >> 20} MiB" if place == "bytes" else "")
@@ -135,6 +135,7 @@ def _add(tally: _Tally, result: dict[str, Any]) -> None:
     tally.refetched += result["refetched"]
     tally.refused += result["refused"]
     tally.verified += result["verified"]
+    tally.twice += result["twice"]
     row.wrong += len(result["wrong"])
     for text in result["wrong"]:
         row.say(text)
@@ -468,11 +469,11 @@ class Reader:
         self._stored = stored
         self._expected = expected
         self.wrong: list[str] = []
-        self.unseen = self.refetched = self.refused = self.verified = 0
+        self.unseen = self.refetched = self.refused = self.verified = self.twice = 0
 
     def read(self, folder: Path, *, check: bool, chance: random.Random) -> None:
         """Read every entry, mend what is missing, and read that again."""
-        from tif1_pipeline.cache import Cache, Fresh
+        from tif1_pipeline.cache import Cache
         from tif1_pipeline.exceptions import CacheVersionError, Tif1Error
 
         cache = Cache(settings(self._file, folder, cache_verify_checksum=check))
@@ -493,18 +494,8 @@ class Reader:
         if self._is_whole and missing:
             self.wrong.append(f"{len(missing)} entries of an undamaged file were not read")
         for entry in [] if foreign else chance.sample(missing, min(MENDED, len(missing))):
-            as_ = self._views(entry, chance)[0][0]
             try:
-                hit = cache.read_through(entry.key, lambda _, it=entry: Fresh(it.values[0]), as_, part_by=entry.part_by)
-                self.refetched += hit.tier == "cdn"
-                self._compare(entry, hit.value, as_, "", check, "fetched anew")
-                again = cache.read(entry.key, as_)
-                if again is None and any("no key" in cause for cause in cache.get_degraded()):
-                    self.refused += 1  # the key's name was damaged: what another key may open is not replaced
-                elif again is None:
-                    self.wrong.append(f"{entry.key} was not stored anew: {cache.get_degraded()}")
-                else:
-                    self._compare(entry, again.value, as_, "", check, "stored anew")
+                self._mend(cache, entry, self._views(entry, chance)[0][0], check)
             except Tif1Error as error:
                 self.wrong.append(f"{entry.key} cannot be fetched anew: {type(error).__name__}: {error}")
         if not foreign and chance.random() < 0.07:
@@ -515,6 +506,24 @@ class Reader:
             except Tif1Error as error:
                 self._refuse(error)
         cache.close()
+
+    def _mend(self, cache: Any, entry: Stored, as_: str, check: bool) -> None:
+        """Fetch an entry anew, and read it again; a second time if reading found the file itself to be damaged."""
+        from tif1_pipeline.cache import Fresh
+
+        for turn in range(2):
+            hit = cache.read_through(entry.key, lambda _: Fresh(entry.values[0]), as_, part_by=entry.part_by)
+            self.refetched += hit.tier == "cdn"
+            self._compare(entry, hit.value, as_, "", check, "fetched anew")
+            again = cache.read(entry.key, as_)
+            if again is not None:
+                self._compare(entry, again.value, as_, "", check, "stored anew")
+                self.twice += turn
+                return
+        if any("no key" in cause for cause in cache.get_degraded()):
+            self.refused += 1  # the key's name was damaged: what another key may open is not replaced
+        else:
+            self.wrong.append(f"{entry.key} was not stored anew: {cache.get_degraded()}")
 
     def _views(self, entry: Stored, chance: random.Random) -> list[tuple[str, str]]:
         if isinstance(entry.values[0], dict):
@@ -638,6 +647,7 @@ def examine(scratch: Path, number: int, jobs: list[tuple[str, str]]) -> None:
                 "refetched": reader.refetched,
                 "refused": reader.refused,
                 "verified": reader.verified,
+                "twice": reader.twice,
                 "peak": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss << 10,
             }
             print(json.dumps(result), flush=True)

@@ -420,6 +420,13 @@ def codec(t: Trying) -> None:
             # Half of them in the footer, which says where everything is.
             cut = max(0, len(parts[place]) - 1_500) if t.chance.random() < 0.5 else 0
             read(header, [*parts[:place], parts[place][:cut] + t.mutated(parts[place][cut:]), *parts[place + 1 :]])
+        elif number % 50 == 3:  # the offsets of the words of a dictionary
+            words = struct.pack("<4i", 0, 1, 2, 3)
+            assert words in header
+            far = t.chance.choice([1 << 20, 1 << 30, -(1 << 30)])
+            read(header.replace(words, struct.pack("<4i", 0, far, far + 1, far + 2)), t.chance.choice([parts, []]))
+        elif number % 50 == 4:
+            read(t.mutated(header), [])
         elif number % 50 == 2:
             read(_header_with_pickle(t), parts)
         else:

@@ -156,6 +156,10 @@ def encode_table(table: pa.Table, level: int, part_by: str | None = None) -> Enc
         InvalidDataError: Parquet would return a column changed, or the table cannot be split by that column.
     """
     _check_columns(table)
+    try:
+        physical.check_texts(table)
+    except pa.ArrowInvalid as error:
+        raise InvalidDataError(f"the table is none that can be read back: {error}") from error
     table = table.unify_dictionaries()
     lies = {WHOLE: (0, table.num_rows)} if part_by is None else _split(table, part_by)
     plain = physical.to_physical(table)

@@ -34,8 +34,15 @@ _EMPTY_SECONDS = 0.5
 _MAGIC = b"SQLite format 3\0"
 # No statement of this package violates a constraint, unless an index says other than its table.
 _DAMAGED = {sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_CONSTRAINT}
-_OTHER_CONTENT = ("no such table", "no such column", "has no column named", "cannot open value", "decode to UTF-8")
-"""How SQLite and its driver speak of a schema, a value or a text that a flipped bit has made another one."""
+_OTHER_CONTENT = (
+    "no such table",
+    "no such column",
+    "has no column named",
+    "cannot open value",
+    "decode to UTF-8",
+    "unsupported file format",  # there is none newer than the one that all write
+)
+"""How SQLite and its driver speak of a file in which a flipped bit has made another schema, value or text."""
 _CORRUPT_INDEX = sqlite3.SQLITE_CORRUPT | 3 << 8  # Python 3.11 does not name it
 _NO_SYNC = {errno.EINVAL, errno.ENOTSUP, errno.EACCES, errno.EPERM}
 """Of folders that may be written but not listed, and on file systems that know no such thing."""

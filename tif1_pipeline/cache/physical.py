@@ -78,8 +78,20 @@ def to_logical(physical: pa.Table, empty: pa.Table) -> pa.Table:
     """Return the table that was made physical, given the empty one of its header."""
     if not physical.num_rows:  # it may come without chunks, and then without dictionaries
         return empty
+    check_texts(physical)
     columns = [_logical_column(physical.column(name), empty.column(name)) for name in empty.column_names]
     return pa.Table.from_arrays(columns, schema=empty.schema)
+
+
+def check_texts(table: pa.Table) -> None:
+    """Check that texts, also within lists and structures, are UTF-8; some µs, numbers can hold anything.
+
+    Raises:
+        pa.ArrowInvalid: They are not: their reader would fail, at the first use of them.
+    """
+    for column in table.columns:
+        if not pa.types.is_primitive(column.type):
+            column.validate(full=True)
 
 
 def _logical_column(column: pa.ChunkedArray, empty: pa.ChunkedArray) -> pa.ChunkedArray:
