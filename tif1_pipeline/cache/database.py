@@ -251,7 +251,7 @@ class Database:
                     self._reopened_if_needed(),
                     self._connected("BEGIN IMMEDIATE", left) as connection,
                     self._checkpointed_later(connection, size),
-                    self._synced(connection, synced),
+                    self._synced(connection, synced=synced),
                     connection.begin(),
                 ):
                     yield connection
