@@ -500,7 +500,7 @@ def test_threads_that_find_one_damage_set_one_file_aside(
         thread.join()
     other = open_cache()
     assert {number for number in range(8) if other.read(f"n{number}")} == {n for n, done in stored.items() if done}
-    assert sum(stored.values()) >= 5
+    assert all(stored.values())
     assert len(list(config.cache_dir.glob("*.damaged-*Z"))) == 1
 
 

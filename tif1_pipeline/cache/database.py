@@ -127,6 +127,16 @@ class Database:
             gate.leave()
 
     def _handle(self) -> Handle | None:
+        for _ in range(_TRIES):
+            try:
+                return self._current_handle()
+            except sqlite3.OperationalError:
+                # Set aside, deleted or replaced by another thread or process, after it was looked at?
+                if _identity(self._settings()) == self._local.used:
+                    raise
+        return self._current_handle()
+
+    def _current_handle(self) -> Handle | None:
         settings = self._settings()
         self._local.used = None
         identity = _identity(settings)
