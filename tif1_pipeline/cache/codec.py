@@ -375,7 +375,7 @@ def _codecs(trial: pa.Table, level: int) -> dict[str, str] | str:
     small, smaller = _to_parquet(trial, level, "zstd")[1], _to_parquet(trial, level, "lz4")[1]
     codecs = {}
     for path, column in small.items():
-        size, zstd, lz4 = column.total_uncompressed_size, column.total_compressed_size, 0
+        size, zstd = column.total_uncompressed_size, column.total_compressed_size
         lz4 = smaller[path].total_compressed_size
         if size < _SMALL:
             codecs[path] = "zstd"

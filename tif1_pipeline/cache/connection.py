@@ -449,19 +449,22 @@ def set_journal_mode(connection: sqlite3.Connection, *, wal: bool, timeout: floa
 def carry_log_over(settings: Settings, opened: list[sqlite3.Connection]) -> None:
     """Write what is in the log to the file, as far as nobody reads or writes it; what is left is done later.
 
+    Runs in a thread that the gate has admitted.
+
     Args:
         settings: Of the file.
         opened: Gets the connection that is used, which a forked child must not let go of.
     """
-    with gate.using():
-        try:
-            opened.append(connect(settings))
-            opened[0].execute("PRAGMA wal_checkpoint(PASSIVE)")
-        except (sqlite3.Error, OSError) as error:
-            _log.debug("the log of %s was not carried over: %s", settings.path, error)
-        finally:
-            for connection in opened:
-                connection.close()
+    gate.arrive()
+    try:
+        opened.append(connect(settings))
+        opened[0].execute("PRAGMA wal_checkpoint(PASSIVE)")
+    except (sqlite3.Error, OSError) as error:
+        _log.debug("the log of %s was not carried over: %s", settings.path, error)
+    finally:
+        for connection in opened:
+            connection.close()
+        gate.leave()
 
 
 def empty_log(settings: Settings) -> None:

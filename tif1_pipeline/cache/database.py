@@ -320,6 +320,9 @@ class Database:
         """Empty a log that is too long: by itself it begins anew only when nobody reads, and somebody always may."""
         settings = self._settings()
         too_long = settings.wal_mode and sqlite.size_of(_log_of(settings)) > sqlite.JOURNAL_LIMIT
+        if too_long and self._checkpoint:
+            # Two cannot carry a log over at once: SQLite would refuse this one's, and the log grow with each write.
+            self._checkpoint[0].join()
         if too_long and time.monotonic() >= self._shorten_at:
             # Others may have a long transaction under way: nobody is to wait for that with each write.
             self._shorten_at = time.monotonic() + _SHORTEN_EVERY_SECONDS
@@ -346,8 +349,13 @@ class Database:
             thread = threading.Thread(
                 target=sqlite.carry_log_over, args=(settings, opened), name="tif1-checkpoint", daemon=True
             )
-            self._checkpoint = thread, opened
-            thread.start()
+            gate.admit()
+            try:
+                thread.start()
+            except RuntimeError:  # no more threads can be started, or the interpreter is ending: it is done later
+                gate.dismiss()
+            else:
+                self._checkpoint = thread, opened
 
     @contextmanager
     def querying(self) -> Iterator["sa.Connection"]:

@@ -81,6 +81,22 @@ class Gate:
             if self._forks:
                 self._changed.notify_all()
 
+    def admit(self) -> None:
+        """Let in a thread that this one, which is in, is about to start; it must call :meth:`leave` in the end.
+
+        It could not enter by itself: a fork may wait for this thread by then, and this thread for that one.
+        """
+        with self._changed:
+            self._users += 1
+
+    def dismiss(self) -> None:
+        """Not let it in after all."""
+        self._leave_outermost()
+
+    def arrive(self) -> None:
+        """Be the thread that was admitted."""
+        self._depth.number = 1
+
     # ---- around a fork
 
     def shut(self) -> bool:
