@@ -7,6 +7,7 @@ Takes some twenty minutes. The peers are installed into ``.peers`` the first tim
 """
 
 import argparse
+import compileall
 import shutil
 import sys
 import tempfile
@@ -16,7 +17,7 @@ from pathlib import Path
 from benchmarks import files, report
 from benchmarks.calls import Calls
 from benchmarks.managers import Managers
-from benchmarks.measure import Row, serving
+from benchmarks.measure import SIDES, Row, serving
 from benchmarks.runs import Runs
 from benchmarks.sessions import Sessions
 
@@ -34,6 +35,9 @@ def main() -> int:
     KEPT.mkdir(exist_ok=True)
     folder, what = files.prepare(KEPT)
     print(f"Measured on {what}.", file=sys.stderr)
+    # As when it is installed: the peers' code is compiled then, and PYTHONDONTWRITEBYTECODE may be set here.
+    for code in (files.ROOT / "tif1_pipeline", SIDES):
+        compileall.compile_dir(code, quiet=1)
     started = time.monotonic()
     rows: dict[str, list[Row]] = {}
     with tempfile.TemporaryDirectory(dir=KEPT) as scratch, serving(folder, Path(scratch)) as server:

@@ -1,5 +1,6 @@
 """The parts of the pages that are made from the code, and so cannot differ from it."""
 
+import dataclasses
 import json
 import os
 import re
@@ -11,7 +12,6 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
-import attrs
 import click
 
 from tif1_pipeline import analysis
@@ -34,7 +34,7 @@ GROUPS = {
     "operations_timezone": "Operations in Dagster",
 }
 """Headings of the table of settings, each before the setting it is named by."""
-_SETTINGS = {field.name for field in attrs.fields(Config)}
+_SETTINGS = {field.name for field in dataclasses.fields(Config)}
 _WIDTH = 88
 _CHOICES = re.compile(
     r": choose (?:a value )?(from [\d,]+ to .*|one of .*|a power of two .*)"
@@ -65,7 +65,7 @@ def settings() -> str:
     """Return a table for each group of settings."""
     helps = setting_help()
     lines = []
-    for field in attrs.fields(Config):
+    for field in dataclasses.fields(Config):
         if heading := GROUPS.get(field.name):
             lines += [
                 "",
@@ -82,8 +82,8 @@ def settings() -> str:
 
 
 def _default(field: Any) -> str:
-    if isinstance(field.default, attrs.Factory):
-        text = field.default.factory.__doc__.strip().rstrip(".")
+    if field.default_factory is not dataclasses.MISSING:
+        text = field.default_factory.__doc__.strip().rstrip(".")
         return _cell(text[0].lower() + text[1:])
     value = getattr(Config(), field.name)
     if isinstance(value, tuple) and value:

@@ -1,6 +1,7 @@
 """What the documentation shows works: every block is executed, against the simulated CDN, and nothing is left out."""
 
 import contextlib
+import dataclasses
 import doctest
 import inspect
 import io
@@ -9,11 +10,9 @@ import os
 import re
 import subprocess
 import sys
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import attrs
 import click
 import dagster as dg
 import pytest
@@ -43,7 +42,7 @@ SLOW = {"guides/command-line.md", "guides/operations.md"}
 pytestmark = pytest.mark.filterwarnings("ignore:'imghdr' is deprecated:DeprecationWarning")
 
 
-@dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True)
 class Block:
     page: str
     line: int
@@ -182,7 +181,7 @@ def read(page: str) -> str:
 def test_every_setting_is_on_the_page_of_settings_with_default_and_meaning(generate):
     assert "_generated/settings.md" in read("guides/settings.md")
     rows = re.findall(r"^\| `(\w+)` \| (.+?) \| (.+?) \|$", generate.settings(), re.MULTILINE)
-    assert [name for name, _, _ in rows] == [field.name for field in attrs.fields(Config)]
+    assert [name for name, _, _ in rows] == [field.name for field in dataclasses.fields(Config)]
     assert all(default.strip("` ") and len(meaning) > 5 for _, default, meaning in rows)
     assert set(generate.GROUPS) <= {name for name, _, _ in rows}
 
@@ -312,7 +311,7 @@ def test_every_error_is_on_the_page_of_troubleshooting(name):
 
 
 def test_settings_files_and_calls_that_are_named_exist():
-    settings = {field.name for field in attrs.fields(Config)}
+    settings = {field.name for field in dataclasses.fields(Config)}
     text = "".join(page.read_text(encoding="utf-8") for page in PAGES)
     named = set(re.findall(r"`((?:memory_)?cache_\w+)`", text)) | set(re.findall(r"config\.(\w+) =", text))
     assert not named - settings - {"cache_metadata"}

@@ -1,6 +1,5 @@
 """One session of timing data, read through the cache as its attributes are used."""
 
-import asyncio
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any, Literal
@@ -159,6 +158,8 @@ class Session:
         self, *, laps: bool = True, telemetry: bool = True, weather: bool = True, messages: bool = True
     ) -> "Session":
         """Do as :meth:`load`, in a thread, so that the event loop goes on."""
+        import asyncio  # not at the top: who reads without it does not wait for its import
+
         return await asyncio.to_thread(self.load, laps=laps, telemetry=telemetry, weather=weather, messages=messages)
 
     # ---- helpers

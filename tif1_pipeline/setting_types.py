@@ -111,45 +111,45 @@ def optional(convert: Callable[[Any], Any]) -> Callable[[Any], Any]:
 # ---- validators
 
 
-def between(low: float, high: float) -> Callable[[Any, Any, Any], None]:
+def between(low: float, high: float) -> Callable[[Any], None]:
     """Allow a number from ``low`` to ``high``."""
 
-    def check(_: Any, __: Any, value: Any) -> None:
+    def check(value: Any) -> None:
         if value is not None and not low <= value <= high:
             raise ValueError(f"choose a value from {low:,} to {high:,}")
 
     return check
 
 
-def positive_duration(_: Any, __: Any, value: timedelta | None) -> None:
+def positive_duration(value: timedelta | None) -> None:
     """Allow a duration above zero."""
     if value is not None and value <= timedelta(0):
         raise ValueError("a duration above zero is needed")
 
 
-def duration(_: Any, __: Any, value: timedelta) -> None:
+def duration(value: timedelta) -> None:
     """Allow a duration of zero or more."""
     if value < timedelta(0):
         raise ValueError("a duration of zero or more is needed")
 
 
-def one_of(*choices: str) -> Callable[[Any, Any, Any], None]:
+def one_of(*choices: str) -> Callable[[Any], None]:
     """Allow one of these words."""
 
-    def check(_: Any, __: Any, value: Any) -> None:
+    def check(value: Any) -> None:
         if value not in choices:
             raise ValueError(f"choose one of {', '.join(choices)}")
 
     return check
 
 
-def page_size(_: Any, __: Any, value: int) -> None:
+def page_size(value: int) -> None:
     """Allow what SQLite allows for its pages."""
     if not (512 <= value <= 65536 and value & (value - 1) == 0):
         raise ValueError("choose a power of two from 512 to 65,536")
 
 
-def cron(_: Any, __: Any, value: str) -> None:
+def cron(value: str) -> None:
     """Allow a cron line that the cache's own cleanup and Dagster's scheduler both understand."""
     from cronsim import CronSim, CronSimError  # not at the top: its imports are no reader's business
 
@@ -168,7 +168,7 @@ def cron(_: Any, __: Any, value: str) -> None:
         ) from None
 
 
-def keys(_: Any, __: Any, values: tuple[str, ...] | None) -> None:
+def keys(values: tuple[str, ...] | None) -> None:
     """Allow keys of AES-256."""
     for value in values or ():
         try:
@@ -188,14 +188,14 @@ def key_bytes(text: str) -> bytes:
     return bytes.fromhex(text) if re.fullmatch("[0-9a-fA-F]{64}", text) else base64.b64decode(text, validate=True)
 
 
-def file_name(_: Any, __: Any, value: str) -> None:
+def file_name(value: str) -> None:
     """Allow a file name without a folder."""
     if not value or Path(value).name != value:
         raise ValueError("a bare file name is needed; the folder is cache_dir")
     check_name(value)
 
 
-def safe_urls(_: Any, __: Any, urls: tuple[str, ...]) -> None:
+def safe_urls(urls: tuple[str, ...]) -> None:
     """Allow https, and http on loopback, without credentials."""
     if not urls:
         raise ValueError("at least one URL is needed")
@@ -211,7 +211,7 @@ def safe_urls(_: Any, __: Any, urls: tuple[str, ...]) -> None:
             raise ValueError("credentials in a URL would end up in logs and metadata")
 
 
-def time_zone(_: Any, __: Any, value: str) -> None:
+def time_zone(value: str) -> None:
     """Allow a time zone that this machine knows, by its IANA name."""
     try:
         ZoneInfo(value)
@@ -219,7 +219,7 @@ def time_zone(_: Any, __: Any, value: str) -> None:
         raise ValueError("an IANA name such as Europe/London is needed") from None
 
 
-def alert_urls(_: Any, __: Any, urls: tuple[str, ...]) -> None:
+def alert_urls(urls: tuple[str, ...]) -> None:
     """Allow what the notification library understands."""
     if not urls:
         return
@@ -241,7 +241,7 @@ def _nothing(_: logging.LogRecord) -> bool:
     return False
 
 
-def web_url(_: Any, __: Any, url: str) -> None:
+def web_url(url: str) -> None:
     """Allow an http(s) URL."""
     parts = urlsplit(url)
     if parts.scheme not in {"http", "https"} or not parts.hostname:

@@ -1,14 +1,14 @@
 """`config`: what is in force, and a settings file of all defaults."""
 
+import dataclasses
 import json
 import re
 
-import attrs
 import pytest
 
 from tif1_pipeline.config import Config, load_config
 
-NAMES = [field.name for field in attrs.fields(Config)]
+NAMES = [field.name for field in dataclasses.fields(Config)]
 
 
 def test_all_settings_are_listed_with_their_meaning(invoke):

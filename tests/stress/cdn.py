@@ -329,7 +329,8 @@ def _try_kind(bench: Bench, reader: Reader, kind: Kind, sound: CdnServer, canary
         waits = {"request_timeout": kind.timeout}
         settings = bench.settings([*mirrors.urls("a"), *sound.cdn_urls], schedules) | waits
         reader.ask(60, do="open", id=kind.what, key=bench.key, settings=settings)
-        trial.load(kind.what, settings, "one mirror", must=True, either=kind.either)
+        # Of two versions mixed, one may name a lap that the other, which the sound mirror holds, does not have.
+        trial.load(kind.what, settings, "one mirror", must=not kind.either, either=kind.either)
         trial.check_stored(kind.what, "one mirror", kind.either)
         reader.ask(60, do="close", id=kind.what)
 

@@ -1,6 +1,5 @@
 """Values to stored bytes and back: tables as Parquet with zstd inside, JSON values as zstd. No pickle."""
 
-import difflib
 import hashlib
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -282,6 +281,8 @@ def known_columns(schema: pa.Schema, columns: Iterable[str]) -> list[str]:
     names = list(dict.fromkeys(columns))
     for name in names:
         if name not in schema.names:
+            import difflib
+
             close = difflib.get_close_matches(name, schema.names, n=3, cutoff=0.5)
             hint = f"did you mean {' or '.join(map(repr, close))}?" if close else f"it has {', '.join(schema.names)}"
             raise InvalidDataError(f"the table has no column {name!r}: {hint}", column=name)

@@ -1,6 +1,5 @@
 """What a cache needs of whoever fetches for it: the contract of warming, which is done above this layer."""
 
-import asyncio
 import threading
 from collections.abc import Callable, Sequence
 from contextlib import suppress
@@ -46,6 +45,8 @@ def no_warmer() -> Warmer:
 
 async def in_thread(warmer: Warmer, call: Callable[[], Report]) -> Report:
     """Run a warming call in a thread, so that the event loop goes on; cancelling the coroutine stops the warmer."""
+    import asyncio  # not at the top: no reader of a cache waits for sockets and TLS to be imported
+
     loop = asyncio.get_running_loop()
     done: asyncio.Future[Report] = loop.create_future()
 
