@@ -1,5 +1,6 @@
 """Large tables, read on threads while they are loaded: the same as whole ones, and damage is found all the same."""
 
+import gc
 import os
 from collections.abc import Callable
 from typing import Any
@@ -10,6 +11,7 @@ import pyarrow as pa
 import pytest
 
 from tif1_pipeline.cache import Cache, codec, decoding, frames, threads
+from tif1_pipeline.cache.assembly import Assembly
 from tif1_pipeline.keys import EntryKey
 
 ROWS = 300_000
@@ -60,6 +62,21 @@ def reads_as(cache: Cache, key: EntryKey) -> Callable[..., Any]:
         return hit.value
 
     return read
+
+
+def test_what_was_read_is_gone_when_nobody_has_it_any_more(cache, key):
+    # In a circle it would stay until the collector comes by, and the next read would need memory of its own.
+    assert cache.write(key, large_table(), part_by="part").stored
+    gc.collect()
+    gc.disable()
+    try:
+        for _ in range(3):
+            cache.clear_memory()
+            assert len(cache.read(key, "pandas").value) == ROWS
+        left = [kept for kept in gc.get_objects() if isinstance(kept, decoding.Decoding | Assembly)]
+    finally:
+        gc.enable()
+    assert not left
 
 
 @pytest.mark.parametrize("part_by", [None, "part"])

@@ -71,7 +71,8 @@ class Decoding:
         for number, rows in enumerate(groups):
             self._room.acquire()  # else all that is stored is in memory at once, which takes the time to map it too
             part = threads.submit(self._decode, blob, number, rows, self._filled)
-            part.add_done_callback(lambda _: self._room.release())
+            # Not of self, which holds the part: a circle would keep the frame's memory until the collector comes by.
+            part.add_done_callback(lambda _, room=self._room: room.release())
             self._parts.append(part)
             self._filled += rows
 

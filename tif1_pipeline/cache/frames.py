@@ -68,7 +68,7 @@ def to_pandas(table: pa.Table) -> "pd.DataFrame":
     import pandas as pd
 
     table = _with_signed_indices(table)
-    if not table.schema.pandas_metadata:
+    if b"pandas" not in (table.schema.metadata or {}):
         # bool with nulls would become object, without nulls numpy's bool.
         return table.to_pandas(types_mapper={pa.bool_(): pd.BooleanDtype()}.get)
     frame = table.to_pandas()
