@@ -65,29 +65,36 @@ class Sessions:
         for delay in DELAYS:
             for work in ("laps", "all telemetry"):
                 yield self._row(work, "cold", delay=delay)
+        yield self._row("all telemetry", "cold", delay=DELAYS[-1], requests=64)
 
     def _folder(self, side: str, name: str) -> Path:
         folder = self._scratch / side / name
         folder.mkdir(parents=True, exist_ok=True)
         return folder
 
-    def _ask(self, side: str, work: str, phase: str, folder: Path, delay: int = 0) -> dict[str, Any]:
+    def _ask(
+        self, side: str, work: str, phase: str, folder: Path, delay: int = 0, requests: int | None = None
+    ) -> dict[str, Any]:
         if phase == "cold":
             shutil.rmtree(folder, ignore_errors=True)
             folder.mkdir(parents=True)
         return ask(
             side, SCRIPTS[side], server=f"{self._server}/{delay}", folder=str(folder), work=work, phase=phase,
-            year=YEAR, event=EVENT, sessions=SESSIONS,
+            year=YEAR, event=EVENT, sessions=SESSIONS, requests=requests,
         )  # fmt: skip
 
-    def _row(self, work: str, phase: str, delay: int = 0, runs: int | None = None) -> Row:
+    def _row(self, work: str, phase: str, delay: int = 0, runs: int | None = None, requests: int | None = None) -> Row:
         figure = "wall_ms" if phase == "process" else "ms"
         answers = in_turns(
             runs or self._runs,
-            {side: lambda side=side: self._ask(side, work, phase, self._folder(side, work), delay) for side in SCRIPTS},
+            {
+                side: lambda side=side: self._ask(side, work, phase, self._folder(side, work), delay, requests)
+                for side in SCRIPTS
+            },
         )
         what = "five sessions, everything" if work == "sessions" else work
         away = f", the server {delay} ms away" if delay else ""
+        away += f", {requests} requests at once (tif1: 32, as by default)" if requests else ""
         target = TARGETS.get((work, phase)) if not delay else None
         return Row(
             f"{what}: {PHASES[phase]}{away}",

@@ -9,6 +9,8 @@ config = tif1.get_config()
 config.cache_dir = asked["folder"]
 config.cdn_urls = f"{asked['server']}/TracingInsights/{{year}}@main"
 config.schedule_urls = f"{asked['server']}/theOehrly/f1schedule@master/schedule_{{year}}.json"
+if asked["requests"]:
+    config.max_concurrent_requests = asked["requests"]
 
 
 def get_session(name="Race"):
