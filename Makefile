@@ -48,8 +48,9 @@ audit: .audit/.installed  ## Known vulnerabilities of the pinned dependencies
 weekend: .venv/.installed  ## A simulated race weekend under the real daemons, some ten minutes
 	@$(BIN)/python tests/weekend.py
 
-stress: .venv/.installed-dev  ## Kill, corrupt, overload and starve it; SHARE=0.2 tries less, ONLY=trials, PUBLISH=1
-	@$(BIN)/python -m tests.stress $(if $(SHARE),--share $(SHARE)) $(if $(ONLY),--only $(ONLY)) $(if $(PUBLISH),--publish)
+stress: .venv/.installed-dev  ## Kill, corrupt, overload and starve it; SHARE=0.2 tries less, ONLY=trials, SEED=n, PUBLISH=1
+	@$(BIN)/python -m tests.stress $(if $(SHARE),--share $(SHARE)) $(if $(ONLY),--only $(ONLY)) $(if $(SEED),--seed $(SEED)) \
+		$(if $(PUBLISH),--publish)
 
 bench: .venv/.installed  ## Measure beside the peers, some twenty minutes; RUNS=n, ONLY=groups, PUBLISH=1
 	@$(BIN)/python -m benchmarks $(if $(RUNS),--runs $(RUNS)) $(if $(ONLY),--only $(ONLY)) $(if $(PUBLISH),--publish)

@@ -1,6 +1,7 @@
-"""Eight processes of eight threads on one cache: no error, nothing lost, nothing torn; also while they are killed.
+"""Eight processes of eight threads on one cache, one killed a second: no error, nothing lost, nothing torn.
 
-``STRESS_SECONDS`` in the environment is the length of each run, 20 by default, 60 in CI; ``-s`` shows what was done.
+``STRESS_SECONDS`` in the environment is how long, 20 by default, 40 in CI; ``-s`` shows what was done. The trial
+``concurrency`` of ``make stress`` has a larger crowd that nobody kills.
 """
 
 import os
@@ -38,8 +39,7 @@ def show(board: stress.Board, crowd: stress.Crowd, cache: Cache) -> None:
 
 @pytest.mark.slow
 @pytest.mark.timeout(SECONDS + 240)
-@pytest.mark.parametrize("kills", [False, True], ids=["undisturbed", "one killed a second"])
-def test_many_processes_and_threads_lose_and_tear_nothing(tmp_path: Path, kills: bool) -> None:
+def test_many_processes_and_threads_lose_and_tear_nothing_while_they_are_killed(tmp_path: Path) -> None:
     board = stress.Board(tmp_path)
     chance = random.Random(11)
     crowd = stress.Crowd(tmp_path, board, time.time() + SECONDS)
@@ -48,7 +48,7 @@ def test_many_processes_and_threads_lose_and_tear_nothing(tmp_path: Path, kills:
         while time.time() < crowd.until:
             time.sleep(0.05)
             crowd.look()
-            if kills and time.time() > next_kill and time.time() < crowd.until - 2:
+            if time.time() > next_kill and time.time() < crowd.until - 2:
                 crowd.kill_one(chance)
                 next_kill += KILL_SECONDS
         said = crowd.end()
