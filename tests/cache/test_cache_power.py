@@ -164,3 +164,28 @@ def test_what_is_done_outside_wal_mode_in_between_is_synced_in_full(
     done = [statement for _, statement in statements]
     assert done.index("PRAGMA synchronous=FULL") < done.index("PRAGMA journal_mode=delete") < done.index("VACUUM")
     assert "PRAGMA synchronous=NORMAL" not in done[done.index("PRAGMA journal_mode=delete") : done.index("VACUUM")]
+
+
+def test_a_file_that_a_power_cut_left_half_made_is_undone_not_set_aside(
+    config: Config, open_cache: Callable[..., Cache], tmp_path: Path
+) -> None:
+    making = sqlite3.connect(tmp_path / "making", isolation_level=None)
+    making.execute("PRAGMA cache_size=1")
+    making.execute("BEGIN")
+    making.execute("CREATE TABLE entries (x)")
+    making.execute(
+        "INSERT INTO entries VALUES (zeroblob(100000))"
+    )  # more than is kept: it is written before the commit
+    file = config.cache_path
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_bytes(b"torn" * 25 + (tmp_path / "making").read_bytes()[100:])
+    journal = Path(f"{file}-journal")
+    journal.write_bytes((tmp_path / "making-journal").read_bytes())
+    making.close()
+    assert journal.stat().st_size > 0
+    cache = open_cache()
+    assert cache.write(ENTRIES[0], {"a": 1}).stored
+    cache.clear_memory()
+    assert cache.read(ENTRIES[0], "json").value == {"a": 1}
+    assert cache.get_degraded() == {}
+    assert not list(file.parent.glob("*damaged*"))

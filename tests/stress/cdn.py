@@ -33,7 +33,7 @@ YEAR = 2025
 TIMEOUT, RETRIES, CONCURRENT = 0.6, 1, 16
 MACHINE_SECONDS = 10.0
 """What a loaded machine may take beside all waiting."""
-MEMORY_MB = 700
+MEMORY_MB = 900
 """More than a reader at rest by so much is too much: the bound on bodies, parsed, and some of those on the wire."""
 READERS = 4
 

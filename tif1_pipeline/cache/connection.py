@@ -203,7 +203,7 @@ if hasattr(os, "register_at_fork"):  # not on Windows, which does not fork
     os.register_at_fork(after_in_child=_renew_lock)
 
 
-def first_look(path: Path, identity: Identity) -> bool:
+def first_look(path: Path, identity: Identity, *, ours: bool) -> bool:
     """Judge a file by its first bytes, without SQLite, which would recover or checkpoint a database that is not ours.
 
     Once in a process and never again: closing a file drops all locks that the process has on it (POSIX), those of
@@ -223,8 +223,8 @@ def first_look(path: Path, identity: Identity) -> bool:
         if len(head) == 100 and head.startswith(_MAGIC):
             user_version, application_id = struct.unpack(">I4xI", head[60:72])
             check_marks(path, application_id, user_version)
-        elif head:
-            return False
+        elif head and not (ours and size_of(path.with_name(f"{path.name}-journal"))):
+            return False  # with a journal it may be half made, by a power cut: SQLite undoes that
         _looked_at.add(identity[:2])
         return True
 

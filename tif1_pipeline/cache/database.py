@@ -171,7 +171,7 @@ class Database:
                 logs = {handle.log for handle in self._handles if not handle.closed and handle.identity != identity}
                 self.close()
                 sqlite.drop_log(settings.path, logs)
-            if not sqlite.first_look(settings.path, identity):
+            if not sqlite.first_look(settings.path, identity, ours=self._ours):
                 if not self._ours:
                     raise CacheVersionError(
                         f"{settings.path} is no SQLite database; nothing was changed. Move it away or name another",
@@ -458,7 +458,7 @@ class Database:
                 sqlite.create_file(settings.path)
                 identity = sqlite.file_identity(settings.path)
                 if identity is not None:
-                    sqlite.first_look(settings.path, identity)  # now: never once there are connections
+                    sqlite.first_look(settings.path, identity, ours=self._ours)  # now: never once there are connections
             engine = self._engine_of(settings, identity)
             self._local.used = identity
             if not ready:
