@@ -155,10 +155,24 @@ def test_checkpoint_says_that_a_reader_prevents_it(config: Config, cache: Cache)
         reader.execute("BEGIN")
         reader.execute("SELECT count(*) FROM entries").fetchone()
         fill(cache, 2)
-        with pytest.raises(CacheLockedError, match="could not empty the log"):
+        with pytest.raises(CacheLockedError, match="could not write all of the log"):
             cache.checkpoint()
     cache.checkpoint()
     assert log_size(cache) == 0
+
+
+def test_checkpoint_is_content_with_a_log_written_back_where_others_always_read(config: Config, cache: Cache) -> None:
+    config.cache_lock_timeout = 0.3
+    fill(cache, 2)
+    with closing(sqlite3.connect(cache.get_cache_file(), isolation_level=None)) as reader:
+        reader.execute("BEGIN")
+        assert reader.execute("SELECT count(*) FROM entries").fetchone() == (2,)
+        cache.checkpoint()
+        assert log_size(cache) > 0
+        copy = cache.get_cache_file().with_name("without its log.db")
+        copy.write_bytes(cache.get_cache_file().read_bytes())
+    with closing(sqlite3.connect(copy)) as alone:
+        assert alone.execute("SELECT count(*) FROM entries").fetchone() == (2,)
 
 
 def test_without_a_log_checkpoint_has_nothing_to_do(config: Config, cache: Cache) -> None:

@@ -506,7 +506,11 @@ class Cache:
 
     @audited
     def checkpoint(self) -> None:
-        """Write the log back into the database and empty it."""
+        """Write the log back into the database, and empty it unless others read without a pause.
+
+        Raises:
+            CacheLockedError: Somebody has been reading an older state for ``cache_lock_timeout``.
+        """
         self._do.upkeep.checkpoint(self._tiered)
 
     def open(self) -> None:

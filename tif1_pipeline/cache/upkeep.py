@@ -20,6 +20,8 @@ _log = logging.getLogger(__name__)
 _TRUNCATE_SECONDS = 0.5
 """A checkpoint that waits for readers keeps writers out meanwhile: so long at a time."""
 _PAUSE_SECONDS = 0.05
+_PATIENCE_SECONDS = 5.0
+"""For an empty log, where others never pause: what is in it is in the file by then."""
 
 
 def rebuild_indexes(tiered: Tiered) -> None:
@@ -38,23 +40,32 @@ def optimize(tiered: Tiered) -> None:
 
 
 def checkpoint(tiered: Tiered) -> None:
-    """Write the log of each file back into it and empty the log; files without a log stay as they are.
+    """Write the log of each file back into it, and empty the log unless others read without a pause.
+
+    Files without a log stay as they are.
 
     Raises:
-        CacheLockedError: Others read or write without a pause for ``cache_lock_timeout``.
+        CacheLockedError: Somebody has been reading an older state for ``cache_lock_timeout``, so that not all of the
+            log could be written back.
     """
     _refuse_read_only(tiered, "checkpoint")
     seconds = tiered.config.cache_lock_timeout.total_seconds()
     for file in _existing(tiered):
         with file.database.raw(min(_TRUNCATE_SECONDS, seconds)) as connection:
-            if not _truncate_log(connection, seconds):
-                path = file.database.path
-                raise CacheLockedError(
-                    f"could not empty the log of {path}: others read or wrote for more than {seconds:g} s. Look for a "
-                    "long transaction or a hanging process, or raise cache_lock_timeout",
-                    path=str(path),
-                    cause="locked",
-                )
+            deadline = time.monotonic() + seconds
+            wanted, _ = _write_back(connection)
+            if _truncate_log(connection, min(seconds, _PATIENCE_SECONDS)):
+                continue
+            while not _is_written_back(connection, wanted):
+                if time.monotonic() > deadline:
+                    path = file.database.path
+                    raise CacheLockedError(
+                        f"could not write all of the log of {path} back: somebody has been reading for more than "
+                        f"{seconds:g} s. Look for a long transaction or a hanging process, or raise cache_lock_timeout",
+                        path=str(path),
+                        cause="locked",
+                    )
+                time.sleep(_PAUSE_SECONDS)
 
 
 def vacuum(tiered: Tiered, free_bytes: Callable[[Path], int] = lambda path: shutil.disk_usage(path).free) -> float:
@@ -133,6 +144,23 @@ def _leave_wal_mode(connection: sqlite3.Connection) -> bool:
         if not is_locked(error):
             raise
         return False
+
+
+def _write_back(connection: sqlite3.Connection) -> tuple[int, int]:
+    """Write back what nobody prevents; returns the log's pages and those written back, -1 while another one does it."""
+    try:
+        _, pages, written = connection.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchone()
+    except sqlite3.OperationalError as error:
+        if not is_locked(error):
+            raise
+        return -1, -1
+    return pages, written
+
+
+def _is_written_back(connection: sqlite3.Connection, wanted: int) -> bool:
+    """Tell whether the log's first ``wanted`` pages are in the file; if it is shorter by now it has begun anew."""
+    pages, written = _write_back(connection)
+    return pages >= 0 and (written >= (pages if wanted < 0 else wanted) or pages < wanted)
 
 
 def _truncate_log(connection: sqlite3.Connection, seconds: float) -> bool:
