@@ -51,7 +51,8 @@ def main() -> int:
         else:
             shutil.rmtree(scratch, ignore_errors=True)
     facts = (
-        f"Tried on {datetime.now(UTC):%Y-%m-%d} with seed {arguments.seed} in {time.monotonic() - started:.0f} s: "
+        f"Tried on {datetime.now(UTC):%Y-%m-%d} with share {arguments.share:g} and seed {arguments.seed} in "
+        f"{time.monotonic() - started:.0f} s: "
         f"{sum(row.tried for row in rows):,} trials, {sum(row.lost for row in rows)} lost, "
         f"{sum(row.wrong for row in rows)} wrong, {sum(row.leaked for row in rows)} leaked. "
         f"{platform.system()}, Python {platform.python_version()}, SQLite {sqlite3.sqlite_version}."

@@ -50,7 +50,7 @@ class Plan:
 
     Attributes:
         scratch: A folder of the trial's own, on a disk.
-        share: 1 for everything; the cut in `.ci/run` takes a tenth.
+        share: 1 for everything; the cut in `.ci/run` takes a twentieth.
         seed: What chance follows from.
     """
 
