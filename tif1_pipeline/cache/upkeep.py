@@ -165,8 +165,7 @@ def _is_written_back(connection: sqlite3.Connection, wanted: int) -> bool:
 
 def _truncate_log(connection: sqlite3.Connection, seconds: float) -> bool:
     """Write the log back and empty it; False if others prevented it for so long."""
-    with suppress(sqlite3.OperationalError):
-        connection.execute("PRAGMA wal_checkpoint(PASSIVE)")  # the work; nobody waits for it
+    _write_back(connection)  # the work; nobody waits for it
     deadline = time.monotonic() + seconds
     while True:
         try:
