@@ -75,7 +75,15 @@ def ask(side: str, script: str, **request: Any) -> dict[str, Any]:
     environment = {name: value for name, value in os.environ.items() if not name.startswith(("TIF1_", "DAGSTER_"))}
     command = [str(peers.python_of(side)), str(SIDES / script), json.dumps(request)]
     started = time.perf_counter()
-    ran = subprocess.run(command, check=False, capture_output=True, text=True, env=environment, timeout=_SECONDS)
+    ran = subprocess.run(
+        command,
+        check=False,
+        capture_output=True,
+        text=True,
+        env=environment,
+        cwd=SIDES,  # not beside this project's pyproject.toml, which nobody else has in the working directory
+        timeout=_SECONDS,
+    )
     wall = (time.perf_counter() - started) * 1000
     if ran.returncode or not ran.stdout.strip():
         raise SystemExit(f"{side} failed at {request}:\n{ran.stdout[-1000:]}{ran.stderr[-4000:]}")

@@ -23,6 +23,12 @@ def test_defaults_are_those_of_the_specification(tmp_path):
     assert config.cache_ttl is None
 
 
+def test_the_defaults_are_what_a_check_allows():
+    config = Config()
+    for name in setting_help():
+        setattr(config, name, getattr(config, name))  # raises if not
+
+
 def test_file_beats_environment_beats_default_and_assignment_beats_all(tmp_path):
     (tmp_path / "pyproject.toml").write_text("[tool.tif1_pipeline]\nmax_retries = 5\n")
     config = load_config({"TIF1_MAX_RETRIES": "7", "TIF1_CACHE_TTL": "7d"}, tmp_path)

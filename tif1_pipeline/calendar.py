@@ -145,7 +145,7 @@ class SeasonCalendar:
     @classmethod
     def from_table(cls, year: int, table: pa.Table) -> "SeasonCalendar":
         """Build the calendar from a ``schedule`` table."""
-        events = [_event(year, row) for row in table.to_pylist()]
+        events = [_event(year, row) for row in _plain(table).to_pylist()]
         # Tests have round 0 and take place before round 1, but the files do not promise that order.
         events.sort(key=lambda event: (event.round, event.date or datetime.max))
         return cls(year, tuple(events))
@@ -233,7 +233,7 @@ class SeasonCalendar:
 
 def _event(year: int, row: dict[str, Any]) -> Event:
     sessions = tuple(
-        ScheduledSession(name, _naive(row[f"Session{number}Date"]), _utc(row[f"Session{number}DateUtc"]))
+        ScheduledSession(name, row[f"Session{number}Date"], _utc(row[f"Session{number}DateUtc"]))
         for number in range(1, 6)
         if (name := row[f"Session{number}"])
     )
@@ -245,16 +245,17 @@ def _event(year: int, row: dict[str, Any]) -> Event:
         country=row["Country"],
         location=row["Location"],
         event_format=row["EventFormat"],
-        date=_naive(row["EventDate"]),
+        date=row["EventDate"],
         sessions=sessions,
     )
 
 
-def _naive(moment: Any) -> datetime | None:
-    # Arrow hands nanosecond stamps out as pandas Timestamps where pandas is loaded, else as datetimes.
-    return moment.to_pydatetime() if hasattr(moment, "to_pydatetime") else moment
+def _plain(table: pa.Table) -> pa.Table:
+    """Return the table with times as Python has them: those in nanoseconds come as pandas' own, which take longer."""
+    stamps = {field.name for field in table.schema if pa.types.is_timestamp(field.type)}
+    fields = [field.with_type(pa.timestamp("us")) if field.name in stamps else field for field in table.schema]
+    return table.cast(pa.schema(fields), safe=False)
 
 
-def _utc(moment: Any) -> datetime | None:
-    naive = _naive(moment)
-    return naive.replace(tzinfo=UTC) if naive else None
+def _utc(moment: datetime | None) -> datetime | None:
+    return moment.replace(tzinfo=UTC) if moment else None

@@ -260,8 +260,9 @@ class Config:
     )
 
     def __init__(self, **values: Any) -> None:
-        for setting in _FIELDS.values():
-            setattr(self, setting.name, _default_of(setting))
+        for name, setting in _FIELDS.items():
+            # Not checked, which would take a new process 3 ms: a test does that.
+            object.__setattr__(self, name, setting.metadata["convert"](_default_of(setting)))
         self.update(values)
 
     def __setattr__(self, name: str, value: Any) -> None:
@@ -376,10 +377,13 @@ def _settings_from_file(environ: Mapping[str, str], directory: Path) -> dict[str
     if not named and not path.is_file():
         return {}
     try:
-        import tomllib  # not at the top: most users have no such file
-
         path = kinds.to_path(named) if named else path
-        content = tomllib.loads(path.read_text(encoding="utf-8"))
+        text = path.read_text(encoding="utf-8")
+        if not named and "tif1_pipeline" not in text:
+            return {}
+        import tomllib  # not at the top: it takes 3 ms, and most users have no such section
+
+        content = tomllib.loads(text)
     except (OSError, ValueError, RecursionError) as error:  # a bad path, no text, no TOML
         if not named:  # somebody else's pyproject.toml is not ours to judge
             return {}
