@@ -78,6 +78,7 @@ class Pipeline:
             "max_retries": 0,
             "completion_interval": POLL,
             "calendar_interval": 15,
+            "repair_interval": 60,
             "alert_urls": [alert_url],
         }
         path = self.write_settings(night=datetime.now(UTC) + timedelta(hours=12))
@@ -217,6 +218,25 @@ class Pipeline:
         self.ask(
             "mutation($selector: ScheduleSelector!) { startSchedule(scheduleSelector: $selector) { __typename } }",
             selector=_REPOSITORY | {"scheduleName": name},
+        )
+
+    def switch_sensor(self, name: str, *, on: bool) -> None:
+        """Switch a sensor on or off."""
+        selector = _REPOSITORY | {"sensorName": name}
+        if on:
+            self.ask(
+                "mutation($selector: SensorSelector!) { startSensor(sensorSelector: $selector) { __typename } }",
+                selector=selector,
+            )
+            return
+        found = self.ask(
+            """query($selector: SensorSelector!) { sensorOrError(sensorSelector: $selector) { ... on Sensor {
+                sensorState { id } } } }""",
+            selector=selector,
+        )
+        self.ask(
+            "mutation($id: String!) { stopSensor(id: $id) { __typename } }",
+            id=found["sensorOrError"]["sensorState"]["id"],
         )
 
     def reload(self) -> None:

@@ -238,6 +238,9 @@ class Config:
     expiry_action: str = _setting(
         "refresh", kinds.to_choice, kinds.one_of("refresh", "drop"), "what becomes of expired entries"
     )
+    repair_interval: timedelta = _setting(
+        600, kinds.to_seconds, kinds.positive_duration, "time between two looks for derived tables that are gone"
+    )
     monitoring_interval: timedelta = _setting(
         300, kinds.to_seconds, kinds.positive_duration, "time between two looks at the health of the cache"
     )

@@ -44,6 +44,7 @@ AT_LOADING = {
     "calendar_interval": "31s",
     "completion_interval": "7m",
     "expiry_interval": "8m",
+    "repair_interval": "11m",
     "monitoring_interval": "9m",
 }
 """Settings that are read when the definitions load, with other values than by default."""
@@ -188,6 +189,7 @@ _cron("run_cleanup_cron")
 _interval("calendar_interval", "calendar_sensor", 31)
 _interval("completion_interval", "race_completion_sensor", 7 * 60)
 _interval("expiry_interval", "ttl_expiry_sensor", 8 * 60)
+_interval("repair_interval", "repair_sensor", 11 * 60)
 _interval("monitoring_interval", "monitoring_sensor", 9 * 60)
 
 

@@ -9,6 +9,7 @@ from urllib.parse import unquote
 
 import dagster as dg
 
+from tif1_pipeline import api
 from tif1_pipeline.cache import Cache
 from tif1_pipeline.defs.jobs.common import hindrance
 from tif1_pipeline.defs.resources import TimingDataResource
@@ -17,7 +18,6 @@ from tif1_pipeline.exceptions import CacheError
 DERIVED = dg.AssetSelection.tag("tif1/source", "derived")
 """What is stored by the IO manager, pinned, and cannot be fetched."""
 
-_INTERVAL_SECONDS = 600
 _A_TICK = 100
 """Partitions of each asset that are requested in one tick at most."""
 _A_RUN = 25
@@ -75,11 +75,12 @@ class _Asset:
 
 @dg.sensor(
     asset_selection=DERIVED,
-    minimum_interval_seconds=_INTERVAL_SECONDS,
+    minimum_interval_seconds=max(1, round(api.get_config().repair_interval.total_seconds())),
     default_status=dg.DefaultSensorStatus.RUNNING,
     description=(
-        "Every ten minutes: a partition of a derived asset that was materialized, and whose table is not in the cache "
-        "any more (cleared as corrupt, removed by hand, or missing in a backup that was restored), is requested again: "
+        "Every repair_interval (10 min by default): a partition of a derived asset that was materialized, and whose "
+        "table is not in the cache any more (cleared as corrupt, removed by hand, or missing in a backup that was "
+        "restored), is requested again: "
         f"again if that is of no use, {_TRIES} times in a day; at most {_A_TICK} partitions of an asset a tick. Where "
         f"more than {_FEW} and more than half are gone at once it waits: that looks like another cache. Running by "
         "default: what depends on such a table fails without it; its switch in the UI stops it."
