@@ -2,12 +2,15 @@
 
 import os
 import sqlite3
+import subprocess
+import sys
 import threading
 import time
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
+import pytest
 
 from tif1_pipeline.cache import connection, database
 from tif1_pipeline.cache.connection import JOURNAL_LIMIT
@@ -69,6 +72,35 @@ def test_the_log_is_bounded_while_somebody_always_reads(cache, monkeypatch):
     for reader in readers:
         reader.join()
     assert longest < 12 << 20
+
+
+_CARRIES_OVER = """
+import fcntl, sys, time
+with open(sys.argv[1], "r+b") as index:
+    fcntl.lockf(index, fcntl.LOCK_EX, 1, 121)  # where SQLite locks while a connection carries the log over
+    print("begun", flush=True)
+    time.sleep(float(sys.argv[2]))
+"""
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="SQLite locks in another way there")
+def test_a_log_that_another_process_is_carrying_over_is_waited_for(cache, monkeypatch):
+    # SQLite refuses a second one at once: each writer would find that, write on, and the log grow with each.
+    rows = LARGE.slice(0, 20_000)  # 160 KB
+    for number in range(10):
+        assert cache.write(EntryKey(f"before{number}", "x"), rows).stored
+    monkeypatch.setattr(connection, "JOURNAL_LIMIT", 1 << 20)
+    monkeypatch.setattr(connection, "_OTHERS_SECONDS", 20.0)
+    index = Path(f"{cache.get_cache_file()}-shm")
+    command = [sys.executable, "-c", _CARRIES_OVER, str(index), "1"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as other:
+        assert other.stdout is not None
+        assert other.stdout.readline() == "begun\n"
+        grown = log_of(cache).stat().st_size
+        assert grown > 1 << 20
+        assert cache.write(EntryKey("after", "x"), rows).stored
+        assert log_of(cache).stat().st_size < grown / 2
+    assert other.returncode == 0
 
 
 def test_closing_waits_for_it(cache, key):

@@ -3,6 +3,7 @@
 import sqlite3
 import subprocess
 import sys
+import threading
 from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
@@ -13,7 +14,7 @@ import pytest
 import tif1_pipeline
 from tif1_pipeline.cache import Cache, Fresh, Source
 from tif1_pipeline.cache.codec import FORMAT_VERSION
-from tif1_pipeline.cache.connection import APPLICATION_ID, LAYOUT_VERSION
+from tif1_pipeline.cache.connection import APPLICATION_ID, LAYOUT_VERSION, create_file, layout_of
 from tif1_pipeline.config import Config
 from tif1_pipeline.datasets import DATASETS
 from tif1_pipeline.keys import EntryKey, SessionKey
@@ -386,3 +387,26 @@ def test_all_files_of_a_former_cache_with_shards_are_migrated(config: Config, op
         with closing(sqlite3.connect(path)) as connection:
             assert connection.execute("PRAGMA user_version").fetchone() == (LAYOUT_VERSION,)
     assert len(paths) == 3
+
+
+def test_a_file_that_another_is_just_making_is_not_taken_for_a_strangers(tmp_path):
+    # The marks in its header were read one after the other: 0 before the tables were made, 2 after.
+    cache = Cache(Config(cache_dir=tmp_path))
+    path = cache.get_cache_file()
+    create_file(path)
+    maker = threading.Thread(target=lambda: cache.write(LAPS, TABLE))
+
+    class Slow(sqlite3.Connection):
+        def execute(self, statement: str, *arguments: object) -> sqlite3.Cursor:
+            if statement == "PRAGMA user_version":
+                maker.start()
+                maker.join(0.5)  # with a read transaction it comes to its end only later
+            return super().execute(statement, *arguments)
+
+    with closing(sqlite3.connect(path, isolation_level=None, factory=Slow)) as connection:
+        assert layout_of(connection, path) == 0
+    maker.join()
+    with closing(sqlite3.connect(path, isolation_level=None)) as connection:
+        assert layout_of(connection, path) == LAYOUT_VERSION
+    assert cache.info(LAPS).rows == len(TABLE)
+    cache.close()

@@ -31,6 +31,7 @@ FILE_MODE = 0o640
 DIRECTORY_MODE = 0o750
 JOURNAL_LIMIT = 64 << 20
 _EMPTY_SECONDS = 0.5
+_OTHERS_SECONDS, _OTHERS_PAUSE = 1.0, 0.005
 _MAGIC = b"SQLite format 3\0"
 # No statement of this package violates a constraint, unless an index says other than its table.
 _DAMAGED = {sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_CONSTRAINT}
@@ -257,12 +258,18 @@ def layout_of(connection: sqlite3.Connection, path: Path) -> int:
     Raises:
         CacheVersionError: It belongs to another program, or to another version of this one.
     """
-    marks = [connection.execute(f"PRAGMA {name}").fetchone()[0] for name in ("application_id", "user_version")]
-    if not any(marks) and not connection.execute("SELECT count(*) FROM sqlite_master").fetchone()[0]:
-        return 0  # just made, or the creation was killed and opening the file has rolled it back
-    check_marks(path, *marks)
-    # A cache has none; those of a stranger's file would act on what is stored.
-    foreign = connection.execute("SELECT type, name FROM sqlite_master WHERE type IN ('trigger', 'view')").fetchone()
+    connection.execute("BEGIN")  # one state of the file: another process may be making the tables just now
+    try:
+        marks = [connection.execute(f"PRAGMA {name}").fetchone()[0] for name in ("application_id", "user_version")]
+        if not any(marks) and not connection.execute("SELECT count(*) FROM sqlite_master").fetchone()[0]:
+            return 0  # just made, or the creation was killed and opening the file has rolled it back
+        check_marks(path, *marks)
+        # A cache has none; those of a stranger's file would act on what is stored.
+        foreign = connection.execute(
+            "SELECT type, name FROM sqlite_master WHERE type IN ('trigger', 'view')"
+        ).fetchone()
+    finally:
+        connection.execute("ROLLBACK")
     if foreign:
         raise CacheVersionError(
             f"{path} holds the {foreign[0]} {foreign[1][:80]}, which no cache does; nothing in it was changed. Move it "
@@ -468,10 +475,20 @@ def carry_log_over(settings: Settings, opened: list[sqlite3.Connection]) -> None
 
 
 def empty_log(settings: Settings) -> None:
-    """Write the log to the file and empty it, if those that read from it are through soon; else it is done later."""
+    """Write the log to the file and empty it, if those that read from it are through soon; else it is done later.
+
+    Who else carries the log over is waited for: SQLite refuses a second one at once, and the log would grow meanwhile.
+    """
+    log = settings.path.with_name(f"{settings.path.name}-wal")
+    deadline = time.monotonic() + _OTHERS_SECONDS
     try:
         with closing(connect(settings, timeout=_EMPTY_SECONDS)) as connection:
-            connection.execute("PRAGMA wal_checkpoint(PASSIVE)")  # the work; nobody waits for it
-            connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+            while size_of(log) > JOURNAL_LIMIT:
+                connection.execute("PRAGMA wal_checkpoint(PASSIVE)")  # the work; nobody waits for it
+                busy, pages, _ = connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
+                is_refused = busy and pages < 0
+                if not is_refused or time.monotonic() > deadline:
+                    break
+                time.sleep(_OTHERS_PAUSE)
     except (sqlite3.Error, OSError) as error:
         _log.debug("the log of %s was not emptied: %s", settings.path, error)
