@@ -12,7 +12,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from tif1_pipeline.cache import connection, database
+from tif1_pipeline.cache import connection, journal
 from tif1_pipeline.cache.connection import JOURNAL_LIMIT
 from tif1_pipeline.keys import EntryKey
 
@@ -46,7 +46,7 @@ def test_the_log_is_bounded_however_fast_is_written(cache):
 def test_the_log_is_bounded_while_somebody_always_reads(cache, monkeypatch):
     # A log begins anew only when nobody reads from it: two readers are enough for it to grow for ever.
     monkeypatch.setattr(connection, "JOURNAL_LIMIT", 1 << 20)
-    monkeypatch.setattr(database, "_SHORTEN_EVERY_SECONDS", 0.05)
+    monkeypatch.setattr(journal, "_SHORTEN_EVERY_SECONDS", 0.05)
     rows = LARGE.slice(0, 20_000)  # 160 KB
     assert cache.write(EntryKey("x", "x"), rows).stored
     over = threading.Event()
@@ -90,7 +90,7 @@ def test_a_log_that_another_process_is_carrying_over_is_waited_for(cache, monkey
     for number in range(10):
         assert cache.write(EntryKey(f"before{number}", "x"), rows).stored
     monkeypatch.setattr(connection, "JOURNAL_LIMIT", 1 << 20)
-    monkeypatch.setattr(connection, "_OTHERS_SECONDS", 20.0)
+    monkeypatch.setattr(journal, "_OTHERS_SECONDS", 20.0)
     index = Path(f"{cache.get_cache_file()}-shm")
     command = [sys.executable, "-c", _CARRIES_OVER, str(index), "1"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as other:
@@ -126,6 +126,6 @@ def test_a_child_forked_meanwhile_reads_and_writes(cache, key):
 
 
 def test_a_small_write_starts_no_thread(cache, key):
-    assert LARGE.nbytes > database._LARGE
+    assert LARGE.nbytes > journal._LARGE
     assert cache.write(key, {"a": 1}).stored
-    assert cache._tiered.file_of(key.text).database._checkpoint is None
+    assert cache._tiered.file_of(key.text).database._log.running is None

@@ -10,12 +10,12 @@ import threading
 import time
 import uuid
 from collections.abc import Iterator, Set
-from contextlib import closing, contextmanager, suppress
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import NamedTuple
 
-from tif1_pipeline.cache.forking import gate
+from tif1_pipeline.cache.failures import is_locked
 from tif1_pipeline.config import Config
 from tif1_pipeline.exceptions import CacheVersionError
 
@@ -30,24 +30,9 @@ migrated when the file is opened."""
 FILE_MODE = 0o640
 DIRECTORY_MODE = 0o750
 JOURNAL_LIMIT = 64 << 20
-_EMPTY_SECONDS = 0.5
-_OTHERS_SECONDS, _OTHERS_PAUSE = 1.0, 0.005
 _MAGIC = b"SQLite format 3\0"
-# No statement of this package violates a constraint, unless an index says other than its table.
-_DAMAGED = {sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_CONSTRAINT}
-_OTHER_CONTENT = (
-    "no such table",
-    "no such column",
-    "has no column named",
-    "cannot open value",
-    "decode to UTF-8",
-    "unsupported file format",  # there is none newer than the one that all write
-)
-"""How SQLite and its driver speak of a file in which a flipped bit has made another schema, value or text."""
-_CORRUPT_INDEX = sqlite3.SQLITE_CORRUPT | 3 << 8  # Python 3.11 does not name it
 _NO_SYNC = {errno.EINVAL, errno.ENOTSUP, errno.EACCES, errno.EPERM}
 """Of folders that may be written but not listed, and on file systems that know no such thing."""
-_LOCKED = {sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED}
 
 
 class Settings(NamedTuple):
@@ -410,27 +395,6 @@ def _stat(path: Path) -> os.stat_result | None:
         return None
 
 
-def is_damaged(error: BaseException) -> bool:
-    """Tell whether SQLite found the file malformed, or other than it must be after all that was checked."""
-    if isinstance(error, UnicodeDecodeError):  # of a message that quotes the file
-        return True
-    code = getattr(error, "sqlite_errorcode", sqlite3.SQLITE_ERROR)  # the driver's own errors have none
-    if code == sqlite3.SQLITE_ERROR:
-        return isinstance(error, sqlite3.OperationalError) and any(words in str(error) for words in _OTHER_CONTENT)
-    return code & 0xFF in _DAMAGED
-
-
-def is_of_indexes(error: BaseException) -> bool:
-    """Tell whether what SQLite found may be wrong with indexes alone, which can be made anew."""
-    code = getattr(error, "sqlite_errorcode", 0)
-    return code == _CORRUPT_INDEX or code & 0xFF == sqlite3.SQLITE_CONSTRAINT
-
-
-def is_locked(error: BaseException) -> bool:
-    """Tell whether another connection held a lock for too long."""
-    return getattr(error, "sqlite_errorcode", 0) & 0xFF in _LOCKED
-
-
 def set_journal_mode(connection: sqlite3.Connection, *, wal: bool, timeout: float) -> None:
     """Switch the file's journal mode; SQLite's busy timeout does not cover this, so wait here.
 
@@ -451,44 +415,3 @@ def set_journal_mode(connection: sqlite3.Connection, *, wal: bool, timeout: floa
         if time.monotonic() > deadline:
             return  # other connections keep the former mode in use; both are correct
         time.sleep(0.01)
-
-
-def carry_log_over(settings: Settings, opened: list[sqlite3.Connection]) -> None:
-    """Write what is in the log to the file, as far as nobody reads or writes it; what is left is done later.
-
-    Runs in a thread that the gate has admitted.
-
-    Args:
-        settings: Of the file.
-        opened: Gets the connection that is used, which a forked child must not let go of.
-    """
-    gate.arrive()
-    try:
-        opened.append(connect(settings))
-        opened[0].execute("PRAGMA wal_checkpoint(PASSIVE)")
-    except (sqlite3.Error, OSError) as error:
-        _log.debug("the log of %s was not carried over: %s", settings.path, error)
-    finally:
-        for connection in opened:
-            connection.close()
-        gate.leave()
-
-
-def empty_log(settings: Settings) -> None:
-    """Write the log to the file and empty it, if those that read from it are through soon; else it is done later.
-
-    Who else carries the log over is waited for: SQLite refuses a second one at once, and the log would grow meanwhile.
-    """
-    log = settings.path.with_name(f"{settings.path.name}-wal")
-    deadline = time.monotonic() + _OTHERS_SECONDS
-    try:
-        with closing(connect(settings, timeout=_EMPTY_SECONDS)) as connection:
-            while size_of(log) > JOURNAL_LIMIT:
-                connection.execute("PRAGMA wal_checkpoint(PASSIVE)")  # the work; nobody waits for it
-                busy, pages, _ = connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
-                is_refused = busy and pages < 0
-                if not is_refused or time.monotonic() > deadline:
-                    break
-                time.sleep(_OTHERS_PAUSE)
-    except (sqlite3.Error, OSError) as error:
-        _log.debug("the log of %s was not emptied: %s", settings.path, error)

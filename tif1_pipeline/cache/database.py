@@ -1,4 +1,4 @@
-"""The cache file as a database: which connections there are, when they are made, and what their failures mean.
+"""The cache file as a database: which connections there are, when they are made, and when it is healed.
 
 Reads use the raw driver on a connection per thread and never import SQLAlchemy, which would cost a new process more
 than the read itself. Writes and queries go through SQLAlchemy, on connections that the same function makes.
@@ -10,21 +10,20 @@ import threading
 import time
 import weakref
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from tif1_pipeline.cache import connection as sqlite
 from tif1_pipeline.cache.connection import LAYOUT_VERSION, Handle, Identity, Settings
+from tif1_pipeline.cache.failures import Where, changing_error, locked_error, readonly_error, translated
 from tif1_pipeline.cache.forking import gate
-from tif1_pipeline.cache.turns import Turn, begin
+from tif1_pipeline.cache.journal import LogKeeper
+from tif1_pipeline.cache.turns import Turn
 from tif1_pipeline.config import Config
 from tif1_pipeline.exceptions import (
     CacheError,
-    CacheLockedError,
-    CacheReadOnlyError,
     CacheVersionError,
-    InvalidDataError,
 )
 
 if TYPE_CHECKING:
@@ -37,8 +36,6 @@ _inherited: list[Any] = []
 
 
 _TRIES = 5
-_SHORTEN_EVERY_SECONDS = 1.0
-_LARGE = 4 << 20
 _T = TypeVar("_T")
 
 
@@ -83,13 +80,12 @@ class Database:
         self._handles: weakref.WeakSet[Handle] = weakref.WeakSet()
         self._engine: tuple[Any, sa.Engine] | None = None
         self._ready: tuple[Settings, Identity] | None = None
-        self._checkpoint: tuple[threading.Thread, list[sqlite3.Connection]] | None = None
+        self._log = LogKeeper()
         self._was_refused = False
-        self._shorten_at = 0.0
 
     def forget_inherited(self) -> None:
         """Start without the connections that a fork handed down."""
-        _inherited.append((self._local, list(self._handles), self._engine, self._checkpoint))
+        _inherited.append((self._local, list(self._handles), self._engine, self._log.running))
         self._reset()
 
     @property
@@ -217,7 +213,7 @@ class Database:
             else:
                 if self._is_still(self._local.used):
                     return value
-        raise self._changing()
+        raise changing_error(self.path)
 
     def _is_still(self, identity: Identity | None) -> bool:
         if identity is None or identity.frozen is None:
@@ -226,13 +222,6 @@ class Database:
             return _identity(self._settings()) == identity
         except OSError:  # it cannot be reached any more: what was read, was read before
             return True
-
-    def _changing(self) -> CacheError:
-        return CacheError(
-            f"{self.path} was written to while it was read: try again, or read it without cache_readonly",
-            path=str(self.path),
-            cause="changing",
-        )
 
     # ---- writing
 
@@ -249,18 +238,18 @@ class Database:
             synced: What is committed survives a power cut from then on, and all that was committed before it.
         """
         if self.config.cache_readonly:
-            raise self._readonly_error()
+            raise readonly_error(self.path)
         seconds = self.lock_timeout if timeout is None else timeout
         started = time.monotonic()
         with gate.using(), self._in_turn(seconds):
-            self._shorten_log()
+            self._log.shorten(self._settings())
             left = max(0.0, seconds - (time.monotonic() - started))
             try:
                 with (
                     self._translated("write", seconds),
                     self._reopened_if_needed(),
                     self._connected("BEGIN IMMEDIATE", left) as connection,
-                    self._checkpointed_later(connection, size),
+                    self._log.carried_over_later(self._settings(), connection, size),
                     self._synced(connection, synced=synced),
                     connection.begin(),
                 ):
@@ -272,7 +261,7 @@ class Database:
     @contextmanager
     def _in_turn(self, seconds: float) -> Iterator[None]:
         if not self._turn.acquire(timeout=seconds):
-            raise self._locked_error("write", seconds)
+            raise locked_error("write", self.path, seconds)
         try:
             yield
         finally:
@@ -316,47 +305,6 @@ class Database:
                     self.close()
         yield
 
-    def _shorten_log(self) -> None:
-        """Empty a log that is too long: by itself it begins anew only when nobody reads, and somebody always may."""
-        settings = self._settings()
-        too_long = settings.wal_mode and sqlite.size_of(_log_of(settings)) > sqlite.JOURNAL_LIMIT
-        if too_long and self._checkpoint:
-            # Two cannot carry a log over at once: SQLite would refuse this one's, and the log grow with each write.
-            self._checkpoint[0].join()
-        if too_long and time.monotonic() >= self._shorten_at:
-            # Others may have a long transaction under way: nobody is to wait for that with each write.
-            self._shorten_at = time.monotonic() + _SHORTEN_EVERY_SECONDS
-            sqlite.empty_log(settings)
-
-    @contextmanager
-    def _checkpointed_later(self, connection: "sa.Connection", size: int) -> Iterator[None]:
-        settings = self._settings()
-        log = sqlite.size_of(_log_of(settings))
-        # While a checkpoint is under way, or the log is long, whoever writes waits for it: it must not grow for ever.
-        is_free = self._checkpoint is None or not self._checkpoint[0].is_alive()
-        if size < _LARGE or not settings.wal_mode or not is_free or log > sqlite.JOURNAL_LIMIT:
-            yield
-            return
-        # Past SQLAlchemy, which would begin a transaction for it.
-        driver: Any = connection.connection.driver_connection
-        driver.execute("PRAGMA wal_autocheckpoint=0")
-        try:
-            yield
-        finally:
-            driver.execute(f"PRAGMA wal_autocheckpoint={settings.autocheckpoint}")
-        if settings.autocheckpoint:
-            opened: list[sqlite3.Connection] = []  # held where a forked child finds it
-            thread = threading.Thread(
-                target=sqlite.carry_log_over, args=(settings, opened), name="tif1-checkpoint", daemon=True
-            )
-            gate.admit()
-            try:
-                thread.start()
-            except RuntimeError:  # no more threads can be started, or the interpreter is ending: it is done later
-                gate.dismiss()
-            else:
-                self._checkpoint = thread, opened
-
     @contextmanager
     def querying(self) -> Iterator["sa.Connection"]:
         """A read transaction for queries over many entries; the file must exist."""
@@ -369,7 +317,7 @@ class Database:
             identity = self._local.used
             yield connection
         if not self._is_still(identity):
-            raise self._changing()
+            raise changing_error(self.path)
 
     @contextmanager
     def raw(self, timeout: float) -> Iterator[sqlite3.Connection]:
@@ -401,8 +349,7 @@ class Database:
 
     def close(self) -> None:
         """Close the connections of all threads; the next use opens them again."""
-        if self._checkpoint is not None:
-            self._checkpoint[0].join()
+        self._log.wait()
         self.release()
 
     def release(self) -> None:
@@ -481,31 +428,13 @@ class Database:
 
     def _engine_of(self, settings: Settings, identity: Identity | None) -> "sa.Engine":
         wanted = (settings, identity, self.config.cache_max_connections)
-        if self._engine and self._engine[0] == wanted:
-            return self._engine[1]
-        import sqlalchemy as sa
-        from sqlalchemy.event import listens_for
+        if self._engine is None or self._engine[0] != wanted:
+            from tif1_pipeline.cache.engine import make_engine  # not at the top: reads never import SQLAlchemy
 
-        if self._engine:
-            self._engine[1].dispose()
-        engine = sa.create_engine(
-            "sqlite://",
-            creator=lambda: sqlite.connect(settings, identity),
-            poolclass=sa.QueuePool,
-            pool_size=self.config.cache_max_connections,
-            max_overflow=0,
-            pool_timeout=settings.lock_timeout,
-        )
-
-        @listens_for(engine, "begin")
-        def _(connection: "sa.Connection") -> None:
-            options = connection.get_execution_options()
-            driver: Any = connection.connection.driver_connection
-            # Taking the write lock at once: a transaction that starts as a reader can fail when it turns into a writer.
-            begin(driver, options.get("begin", "BEGIN IMMEDIATE"), options["lock_seconds"])
-
-        self._engine = (wanted, engine)
-        return engine
+            if self._engine:
+                self._engine[1].dispose()
+            self._engine = (wanted, make_engine(*wanted))
+        return self._engine[1]
 
     # ---- trouble
 
@@ -535,75 +464,17 @@ class Database:
         _log.warning("indexes of %s were damaged; they were made anew from the tables", self.path)
         return True
 
+    def _translated(self, doing: str, seconds: float | None = None) -> AbstractContextManager[None]:
+        return translated(doing, self._where, seconds)
+
+    def _where(self) -> Where:
+        used = getattr(self._local, "used", None)
+        return Where(self.path, used, self.config.cache_readonly, self.lock_timeout)
+
     def _set_aside(self, path: Path, identity: Identity) -> None:
         if sqlite.file_identity(path) == identity:  # else another process has done so already
             self._ready = None
             self._on_set_aside(path, sqlite.set_aside(path))
-
-    @contextmanager
-    def _translated(self, doing: str, seconds: float | None = None) -> Iterator[None]:
-        try:
-            yield
-        except (UnicodeEncodeError, OverflowError) as error:
-            raise InvalidDataError(
-                f"no text with halves of surrogate pairs, and no number beyond 64 bits, can be stored: {error}"
-            ) from error
-        except (sqlite3.Error, OSError, UnicodeDecodeError) as error:
-            if sqlite.is_locked(error):
-                raise self._locked_error(doing, seconds) from error
-            raise self._error(doing, error) from error
-        except Exception as error:  # SQLAlchemy's wrapper, told by what it wraps so that reads need not import it
-            original = getattr(error, "orig", None)
-            if isinstance(original, sqlite3.Error):
-                if sqlite.is_locked(original):
-                    raise self._locked_error(doing, seconds) from error
-                raise self._error(doing, original) from error
-            if type(error).__module__ == "sqlalchemy.exc" and type(error).__name__ == "TimeoutError":
-                raise self._error(doing, error, "pool exhausted") from error
-            raise
-
-    def _readonly_error(self) -> CacheReadOnlyError:
-        return CacheReadOnlyError(
-            f"{self.path} is opened read-only: nothing can be written or removed while cache_readonly is on",
-            path=str(self.path),
-            cause="read-only",
-        )
-
-    def _locked_error(self, doing: str, seconds: float | None) -> CacheLockedError:
-        seconds = self.lock_timeout if seconds is None else seconds
-        return CacheLockedError(
-            f"could not {doing} {self.path}: another process or thread held the lock for more than {seconds:g} s. Look "
-            "for a long transaction or a hanging process, or raise cache_lock_timeout",
-            path=str(self.path),
-            cause="locked",
-        )
-
-    def _error(self, doing: str, error: Exception, cause: str | None = None) -> CacheError:
-        path = self.path
-        if self.config.cache_readonly and getattr(error, "sqlite_errorcode", 0) & 0xFF == sqlite3.SQLITE_READONLY:
-            if getattr(error, "sqlite_errorname", None) in ("SQLITE_READONLY_ROLLBACK", "SQLITE_READONLY_RECOVERY"):
-                return CacheError(
-                    f"{path} was left in the middle of a change by a process that died, and cannot be read before that "
-                    "is undone: open it once without cache_readonly",
-                    path=str(path),
-                    cause="unfinished",
-                )
-            return self._readonly_error()
-        if cause is None:
-            name = getattr(error, "sqlite_errorname", None) or type(error).__name__
-            cause = "damaged" if sqlite.is_damaged(error) else "disk full" if name == "SQLITE_FULL" else name
-        identity = getattr(self._local, "used", None)
-        return CacheError(
-            f"could not {doing} {path}: {error}",
-            path=str(path),
-            cause=cause,
-            identity=identity,
-            indexes=sqlite.is_of_indexes(error),
-        )
-
-
-def _log_of(settings: Settings) -> Path:
-    return settings.path.with_name(f"{settings.path.name}-wal")
 
 
 def _identity(settings: Settings) -> Identity | None:

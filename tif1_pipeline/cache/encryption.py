@@ -5,8 +5,8 @@ import sqlite3
 
 from tif1_pipeline.cache.cipher import Keyring, context_of, no_key
 from tif1_pipeline.cache.codec import Blob, verify
-from tif1_pipeline.cache.connection import is_locked
 from tif1_pipeline.cache.database import Database
+from tif1_pipeline.cache.failures import is_locked
 from tif1_pipeline.cache.tiered import Tiered
 from tif1_pipeline.exceptions import CacheError, CacheLockedError, CacheReadOnlyError, CorruptEntryError
 from tif1_pipeline.progress import progress

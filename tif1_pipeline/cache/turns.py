@@ -10,7 +10,7 @@ import threading
 import time
 from collections import deque
 
-from tif1_pipeline.cache.connection import is_locked
+from tif1_pipeline.cache.failures import is_locked
 
 _YOUNG_SECONDS, _OLD_SECONDS = 0.002, 0.001
 """Between two looks at the lock by those that have just come, and by those that have waited for :data:`_OLD_AGE`."""

@@ -9,7 +9,8 @@ from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
 
-from tif1_pipeline.cache.connection import is_locked, set_journal_mode
+from tif1_pipeline.cache.connection import set_journal_mode
+from tif1_pipeline.cache.failures import is_locked
 from tif1_pipeline.cache.files import File
 from tif1_pipeline.cache.tiered import Tiered
 from tif1_pipeline.config import MIB

@@ -8,8 +8,8 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from tif1_pipeline.cache import connection as sqlite
 from tif1_pipeline.cache.codec import Blob, verify
+from tif1_pipeline.cache.failures import is_damaged
 from tif1_pipeline.config import Config
 from tif1_pipeline.doctor.base import Check, beside, files_of, in_mib, ok, problem, size_of, warning
 from tif1_pipeline.doctor.process import holders
@@ -33,7 +33,7 @@ def damage(path: Path, error: sqlite3.DatabaseError) -> Check:
             f"{path} is no SQLite database",
             "Move it away, or set cache_dir or cache_filename to another place; else the next use renames it",
         )
-    if sqlite.is_damaged(error):
+    if is_damaged(error):
         return problem("integrity", f"{path} is damaged: {error}", _RESTORE)
     return problem(
         "cache file",
