@@ -45,7 +45,7 @@ test: .venv/.installed-dev  ## Lint, types and the tests; ALL=1 with those that 
 audit: .audit/.installed  ## Known vulnerabilities of the pinned dependencies
 	@.audit/bin/python .ci/audit.py
 
-weekend: .venv/.installed  ## A simulated race weekend under the real daemons, some ten minutes
+weekend: .venv/.installed  ## A simulated race weekend under the real daemons, some eight minutes
 	@$(BIN)/python tests/weekend.py
 
 stress: .venv/.installed-dev  ## Kill, corrupt, overload and starve it; SHARE=0.2 tries less, ONLY=trials, SEED=n, PUBLISH=1

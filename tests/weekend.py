@@ -28,9 +28,10 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
+import webserver_told
 import weekend_cache
-from alert_endpoint import Endpoint
-from weekend_pipeline import COMPLETION, POLL, Pipeline, Run
+from alert_endpoint import PASSWORD, SECRET, Endpoint
+from weekend_pipeline import COMPLETION, KEY, POLL, REPOSITORY, Pipeline, Run
 
 from tif1_pipeline.completion import NOMINAL_LENGTH
 from tif1_pipeline.config import Config
@@ -112,6 +113,7 @@ class Weekend:
         self.outage()
         self.is_mended(rotten)
         self.nothing_went_wrong()
+        self.nothing_secret_is_told()
 
     def appears(self) -> None:
         """An empty instance: the calendar is published after the pipeline was started."""
@@ -354,6 +356,23 @@ class Weekend:
             "no change was requested twice, but where the outage hit the run",
             keys and not twice,
             twice or f"{len(keys)} requests, of which the outage hit {len(again)}",
+        )
+
+    def nothing_secret_is_told(self) -> None:
+        """Neither the webserver, by any question that it can be asked, nor a file but that of the settings."""
+        told = dict(webserver_told.everything(self.pipeline.answer, REPOSITORY))
+        for path in self.home.rglob("*"):
+            if path.is_file() and path.name != "settings.toml":
+                told[str(path.relative_to(self.home))] = path.read_bytes().decode("latin-1")
+        secrets = {"password": PASSWORD, "token": SECRET, "key": KEY}
+        shown = [f"{name} in {where}" for where, text in told.items() for name in secrets if secrets[name] in text]
+        # What is no secret and must be found, else nothing was asked.
+        known = {"runsOrError": COMPLETION, "assetNodes": "dagster/data_version", "sensorsOrError": "looked at again"}
+        missed = [where for where, text in known.items() if text not in told.get(where, "")]
+        self.expect(
+            "the webserver and the files tell nothing secret",
+            not shown and not missed,
+            f"{len(told)} answers and files, {sum(map(len, told.values())) / 2**20:.0f} MiB; {shown}; missed: {missed}",
         )
 
     def was_hit(self, run: Run) -> bool:

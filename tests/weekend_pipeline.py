@@ -20,7 +20,9 @@ from tif1_pipeline.simulator import CdnServer
 POLL = 10
 """Seconds between two looks of the completion sensor."""
 COMPLETION = "race_completion_sensor"
-_REPOSITORY = {"repositoryName": "__repository__", "repositoryLocationName": "tif1_pipeline.definitions"}
+KEY = "5ec2e7" + 58 * "0"
+"""The cache is encrypted with it."""
+REPOSITORY = {"repositoryName": "__repository__", "repositoryLocationName": "tif1_pipeline.definitions"}
 
 
 @dataclass(frozen=True)
@@ -80,6 +82,7 @@ class Pipeline:
             "calendar_interval": 15,
             "repair_interval": 60,
             "alert_urls": [alert_url],
+            "cache_encryption_key": KEY,
         }
         path = self.write_settings(night=datetime.now(UTC) + timedelta(hours=12))
         os.environ["TIF1_CONFIG"] = str(path)
@@ -110,12 +113,15 @@ class Pipeline:
 
     # ---- questions
 
+    def answer(self, query: str, **variables: Any) -> Any:
+        """Return all that the webserver answers, its errors too."""
+        url, question = f"http://127.0.0.1:{self.port}/graphql", {"query": query, "variables": variables}
+        return httpx.post(url, json=question, timeout=60).json()
+
     def ask(self, query: str, **variables: Any) -> Any:
         """Ask the webserver; None while it cannot answer."""
         try:
-            answer = httpx.post(
-                f"http://127.0.0.1:{self.port}/graphql", json={"query": query, "variables": variables}, timeout=30
-            ).json()
+            answer = self.answer(query, **variables)
         except (httpx.HTTPError, ValueError):
             return None
         if answer.get("errors"):
@@ -170,7 +176,7 @@ class Pipeline:
                 schedulesOrError(repositorySelector: $repository) {{ ... on Schedules {{
                     results {{ name state: scheduleState {{ {state} }} }} }} }}
             }}""",
-            repository=_REPOSITORY,
+            repository=REPOSITORY,
         )
         found = [item for part in (answer or {}).values() for item in part["results"]]
         return [
@@ -217,12 +223,12 @@ class Pipeline:
         """Switch a schedule on."""
         self.ask(
             "mutation($selector: ScheduleSelector!) { startSchedule(scheduleSelector: $selector) { __typename } }",
-            selector=_REPOSITORY | {"scheduleName": name},
+            selector=REPOSITORY | {"scheduleName": name},
         )
 
     def switch_sensor(self, name: str, *, on: bool) -> None:
         """Switch a sensor on or off."""
-        selector = _REPOSITORY | {"sensorName": name}
+        selector = REPOSITORY | {"sensorName": name}
         if on:
             self.ask(
                 "mutation($selector: SensorSelector!) { startSensor(sensorSelector: $selector) { __typename } }",
@@ -243,7 +249,7 @@ class Pipeline:
         """Have the code read anew, with the settings."""
         self.ask(
             "mutation($name: String!) { reloadRepositoryLocation(repositoryLocationName: $name) { __typename } }",
-            name=_REPOSITORY["repositoryLocationName"],
+            name=REPOSITORY["repositoryLocationName"],
         )
 
 
