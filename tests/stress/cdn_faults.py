@@ -74,7 +74,8 @@ class Mirrors(MisbehavingServer):
 
     def file(self, exchange: Exchange, later: bool = False) -> tuple[bytes, bytes, str] | None:
         """Return the file asked for."""
-        return self.files.get(exchange.path.split("/", 2)[2], later)
+        # A query says nothing to a CDN of files; without this a redirect that adds one would end at no file.
+        return self.files.get(exchange.path.partition("?")[0].split("/", 2)[2], later)
 
     def sound(self, exchange: Exchange) -> None:
         """Answer as the CDN does."""

@@ -22,7 +22,7 @@ from typing import Any
 from tests.alert_endpoint import Endpoint
 from tests.stress.processes import Course, children_of, command_of, held
 from tests.stress.trial import Plan, Row
-from tests.weekend_pipeline import _REPOSITORY, Pipeline, Run
+from tests.weekend_pipeline import REPOSITORY, Pipeline, Run
 from tif1_pipeline.cache.connection import JOURNAL_LIMIT
 from tif1_pipeline.completion import NOMINAL_LENGTH
 from tif1_pipeline.simulator import CdnServer, Season
@@ -245,7 +245,7 @@ def _clean(watch: Watch, before: list[Run]) -> dict[str, Any]:
             ... on LaunchRunSuccess { run { runId } } ... on PythonError { message }
             ... on RunConfigValidationInvalid { errors { message } } } }""",
         params={
-            "selector": _REPOSITORY | {"jobName": "run_cleanup_job"},
+            "selector": REPOSITORY | {"jobName": "run_cleanup_job"},
             "runConfigData": json.dumps({"ops": {"delete_old_runs": {"config": {"older_than_days": 0.0}}}}),
             "mode": "default",
         },

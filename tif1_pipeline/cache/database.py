@@ -21,10 +21,7 @@ from tif1_pipeline.cache.forking import gate
 from tif1_pipeline.cache.journal import LogKeeper
 from tif1_pipeline.cache.turns import Turn
 from tif1_pipeline.config import Config
-from tif1_pipeline.exceptions import (
-    CacheError,
-    CacheVersionError,
-)
+from tif1_pipeline.exceptions import CacheError, CacheVersionError
 
 if TYPE_CHECKING:
     import sqlalchemy as sa

@@ -55,6 +55,25 @@ def to_physical(table: pa.Table) -> pa.Table:
     return pa.Table.from_arrays(columns, schema=pa.schema(fields))
 
 
+def _check_lists(array: pa.Array) -> None:
+    """Check of lists without rows, also within others, that they begin at the first of their values."""
+    type_ = array.type
+    if isinstance(type_, pa.BaseExtensionType):
+        _check_lists(array.storage)
+    elif pa.types.is_dictionary(type_):
+        _check_lists(array.dictionary)
+    elif pa.types.is_struct(type_):
+        for number in range(type_.num_fields):
+            _check_lists(array.field(number))
+    elif pa.types.is_list(type_) or pa.types.is_large_list(type_) or pa.types.is_map(type_):
+        offsets = array.buffers()[1]
+        if not len(array) and offsets is not None and any(offsets.to_pybytes()):
+            raise pa.ArrowInvalid(f"a list of {type_} begins where it has no values")
+        _check_lists(array.values)
+    elif pa.types.is_fixed_size_list(type_):
+        _check_lists(array.values)
+
+
 def write_header(table: pa.Table) -> bytes:
     """Return schema and dictionaries; the parts hold numbers only."""
     sink = pa.BufferOutputStream()
@@ -64,8 +83,35 @@ def write_header(table: pa.Table) -> bytes:
 
 
 def read_header(header: bytes) -> pa.Table:
-    """Return the empty table with schema and dictionaries."""
-    return pa.ipc.open_stream(header).read_all()
+    """Return the empty table with schema and dictionaries.
+
+    Raises:
+        pa.ArrowException: It is none.
+    """
+    read = pa.ipc.open_stream(header).read_all()
+    # Made anew: Arrow checks no offsets of arrays without rows, and ends the process where it follows them.
+    empty = read.schema.empty_table()
+    for position, field in enumerate(read.schema):
+        column = read.column(position)
+        if column.num_chunks and _has_dictionary(field.type):
+            empty = empty.set_column(position, field, _without_rows(column.chunk(0)))
+    return empty
+
+
+def _has_dictionary(type_: pa.DataType) -> bool:
+    storage = type_.storage_type if isinstance(type_, pa.BaseExtensionType) else type_
+    return pa.types.is_dictionary(storage)
+
+
+def _without_rows(array: pa.Array) -> pa.Array:
+    """Return no rows of an array, but its dictionary."""
+    type_ = array.type
+    if isinstance(type_, pa.BaseExtensionType):
+        return pa.ExtensionArray.from_storage(type_, _without_rows(array.storage))
+    values = array.dictionary
+    values.validate(full=True)
+    _check_lists(values)
+    return pa.DictionaryArray.from_arrays(pa.array([], type_.index_type), values, ordered=type_.ordered)
 
 
 def empty_batch(table: pa.Table) -> pa.RecordBatch:
