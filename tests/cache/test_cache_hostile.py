@@ -67,7 +67,7 @@ def test_lists_without_rows_that_begin_far_off_do_not_end_the_process(
 ) -> None:
     # Arrow checks the offsets of rows alone, and aborts where it follows that of an array without any.
     said = run(NO_ROWS, where, within).strip()
-    assert said == "0" if where == "column" else said.startswith("refused: the stored table does not decode: a list")
+    assert said == "0" if where == "column" else said.startswith("refused: the stored table does not decode: no list")
 
 
 def bad_texts() -> pa.Table:

@@ -55,25 +55,6 @@ def to_physical(table: pa.Table) -> pa.Table:
     return pa.Table.from_arrays(columns, schema=pa.schema(fields))
 
 
-def _check_lists(array: pa.Array) -> None:
-    """Check of lists without rows, also within others, that they begin at the first of their values."""
-    type_ = array.type
-    if isinstance(type_, pa.BaseExtensionType):
-        _check_lists(array.storage)
-    elif pa.types.is_dictionary(type_):
-        _check_lists(array.dictionary)
-    elif pa.types.is_struct(type_):
-        for number in range(type_.num_fields):
-            _check_lists(array.field(number))
-    elif pa.types.is_list(type_) or pa.types.is_large_list(type_) or pa.types.is_map(type_):
-        offsets = array.buffers()[1]
-        if not len(array) and offsets is not None and any(offsets.to_pybytes()):
-            raise pa.ArrowInvalid(f"a list of {type_} begins where it has no values")
-        _check_lists(array.values)
-    elif pa.types.is_fixed_size_list(type_):
-        _check_lists(array.values)
-
-
 def write_header(table: pa.Table) -> bytes:
     """Return schema and dictionaries; the parts hold numbers only."""
     sink = pa.BufferOutputStream()
@@ -88,30 +69,46 @@ def read_header(header: bytes) -> pa.Table:
     Raises:
         pa.ArrowException: It is none.
     """
-    read = pa.ipc.open_stream(header).read_all()
-    # Made anew: Arrow checks no offsets of arrays without rows, and ends the process where it follows them.
-    empty = read.schema.empty_table()
-    for position, field in enumerate(read.schema):
-        column = read.column(position)
-        if column.num_chunks and _has_dictionary(field.type):
-            empty = empty.set_column(position, field, _without_rows(column.chunk(0)))
+    empty = pa.ipc.open_stream(header).read_all()
+    if empty.num_rows:
+        raise pa.ArrowInvalid(f"a header has {empty.num_rows} rows")
+    # What has offsets is made anew: Arrow checks those of rows alone, and ends the process where it follows others.
+    for position, type_ in enumerate(empty.schema.types):
+        if pa.types.is_primitive(type_):
+            continue
+        column = empty.column(position)
+        if not pa.types.is_dictionary(type_.storage_type if isinstance(type_, pa.BaseExtensionType) else type_):
+            empty = empty.set_column(position, empty.field(position), pa.chunked_array([], type_))
+        elif column.num_chunks:
+            _check_dictionary(column.chunk(0))
     return empty
 
 
-def _has_dictionary(type_: pa.DataType) -> bool:
-    storage = type_.storage_type if isinstance(type_, pa.BaseExtensionType) else type_
-    return pa.types.is_dictionary(storage)
+def _check_dictionary(array: pa.Array) -> None:
+    values = (array.storage if isinstance(array.type, pa.BaseExtensionType) else array).dictionary
+    if not len(values) or pa.types.is_nested(values.type):
+        values.validate(full=True)
+        _check_starts(values)
 
 
-def _without_rows(array: pa.Array) -> pa.Array:
-    """Return no rows of an array, but its dictionary."""
+def _check_starts(array: pa.Array) -> None:
+    """Check of texts and lists without rows, also within others, that they begin at the first of their values."""
     type_ = array.type
     if isinstance(type_, pa.BaseExtensionType):
-        return pa.ExtensionArray.from_storage(type_, _without_rows(array.storage))
-    values = array.dictionary
-    values.validate(full=True)
-    _check_lists(values)
-    return pa.DictionaryArray.from_arrays(pa.array([], type_.index_type), values, ordered=type_.ordered)
+        _check_starts(array.storage)
+    elif pa.types.is_dictionary(type_):
+        _check_starts(array.dictionary)
+    elif pa.types.is_struct(type_):
+        for number in range(type_.num_fields):
+            _check_starts(array.field(number))
+    elif pa.types.is_fixed_size_list(type_):
+        _check_starts(array.values)
+    elif not pa.types.is_primitive(type_) and not pa.types.is_null(type_):
+        offsets = array.buffers()[1]
+        if not len(array) and offsets is not None and any(offsets.to_pybytes()):
+            raise pa.ArrowInvalid(f"no {type_} begins where it has no values")
+        if pa.types.is_nested(type_):
+            _check_starts(array.values)
 
 
 def empty_batch(table: pa.Table) -> pa.RecordBatch:
