@@ -5,16 +5,19 @@ The exit code is 1 if anything was lost, wrong or leaked.
 
 import argparse
 import importlib
+import json
 import platform
 import shutil
 import sqlite3
 import sys
 import tempfile
 import time
+from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
-from tests.stress.trial import Plan, Row, as_json
+from tests.stress.trial import Plan, Row
 
 ROOT = Path(__file__).parents[2]
 TRIALS = ("crash", "power", "disk", "corruption", "cdn", "hostile", "access", "concurrency", "soak")
@@ -28,12 +31,15 @@ def main() -> int:
     parser.add_argument("--share", type=float, default=1.0, help="of the full counts and times (default: 1)")
     parser.add_argument("--seed", type=int, default=time.time_ns() % 1_000_000, help="what chance follows from")
     parser.add_argument("--only", nargs="+", choices=TRIALS, default=list(TRIALS), help="trials")
-    parser.add_argument("--publish", action="store_true", help="write the table into the documentation")
+    parser.add_argument(
+        "--publish", action="store_true", help="write the last run of each trial into the documentation"
+    )
     parser.add_argument("--keep", action="store_true", help="keep the folder that was worked in")
     arguments = parser.parse_args()
     scratch = Path(tempfile.mkdtemp(prefix="tif1-stress-"))
     print(f"Seed {arguments.seed}, share {arguments.share:g}, in {scratch}", file=sys.stderr)
     rows: list[Row] = []
+    seconds: dict[str, float] = {}
     started = time.monotonic()
     try:
         for name in arguments.only:
@@ -44,33 +50,56 @@ def main() -> int:
             for row in trial.rows(Plan(folder, arguments.share, arguments.seed)):
                 print(_line(row), flush=True)
                 rows.append(row)
-            print(f"  {name}: {time.monotonic() - begun:.0f} s", file=sys.stderr, flush=True)
+            seconds[name] = time.monotonic() - begun
+            print(f"  {name}: {seconds[name]:.0f} s", file=sys.stderr, flush=True)
     finally:
         if arguments.keep:
             print(f"Kept: {scratch}", file=sys.stderr)
         else:
             shutil.rmtree(scratch, ignore_errors=True)
-    facts = (
-        f"Tried on {datetime.now(UTC):%Y-%m-%d} with share {arguments.share:g} and seed {arguments.seed} in "
-        f"{time.monotonic() - started:.0f} s: "
-        f"{sum(row.tried for row in rows):,} trials, {sum(row.lost for row in rows)} lost, "
-        f"{sum(row.wrong for row in rows)} wrong, {sum(row.leaked for row in rows)} leaked. "
-        f"{platform.system()}, Python {platform.python_version()}, SQLite {sqlite3.sqlite_version}."
-    )
-    print(f"\n{_table(rows)}\n\n{facts}")
-    kept = ROOT / ".bench"
-    kept.mkdir(exist_ok=True)
-    (kept / "stress.json").write_text(as_json(rows))
+    print(f"\n{_table(rows)}\n\n{_sums(rows)} {time.monotonic() - started:.0f} s.")
     for row in rows:
         for failure in row.failures[:5]:
             print(f"{row.area}, {row.what}: {failure}", file=sys.stderr)
-    failed = [row for row in rows if not row.holds]
-    if arguments.publish and not failed:
-        text = PAGE.read_text()
-        before, _, rest = text.partition(BEGIN)
-        _, _, after = rest.partition(END)
-        PAGE.write_text(f"{before}{BEGIN}\n\n{facts}\n\n{_table(rows)}\n\n{END}{after}")
-    return bool(failed)
+    kept = _keep(rows, seconds, arguments)
+    if arguments.publish and all(row.holds for row in rows):
+        _publish(kept)
+    return not all(row.holds for row in rows)
+
+
+def _keep(rows: list[Row], seconds: dict[str, float], arguments: argparse.Namespace) -> dict[str, dict[str, Any]]:
+    """Write down what came out; returns the last run of each trial."""
+    file = ROOT / ".bench" / "stress.json"
+    file.parent.mkdir(exist_ok=True)
+    kept: dict[str, dict[str, Any]] = json.loads(file.read_text()) if file.exists() else {}
+    run = {"date": f"{datetime.now(UTC):%Y-%m-%d}", "share": arguments.share, "seed": arguments.seed}
+    for name in arguments.only:
+        own = [asdict(row) for row in rows if row.area == name]
+        kept[name] = run | {"seconds": seconds[name], "rows": own}
+    file.write_text(json.dumps(kept, indent=1))
+    return kept
+
+
+def _publish(kept: dict[str, dict[str, Any]]) -> None:
+    """Write the last run of each trial, as far as it held, into the documentation."""
+    runs = [(name, kept[name]) for name in TRIALS if name in kept]
+    rows = {name: [Row(**row) for row in run["rows"]] for name, run in runs}
+    held = [(name, run) for name, run in runs if all(row.holds for row in rows[name])]
+    told: dict[str, list[str]] = {}
+    for name, run in held:
+        of_run = f"with share {run['share']:g} and seed {run['seed']} on {run['date']}"
+        told.setdefault(of_run, []).append(f"{name} ({run['seconds']:.0f} s)")
+    shown = [row for name, _ in held for row in rows[name]]
+    facts = "Tried " + "; ".join(f"{of_run}: {', '.join(names)}" for of_run, names in told.items()) + ". "
+    facts += f"{_sums(shown)} {platform.system()}, Python {platform.python_version()}, SQLite {sqlite3.sqlite_version}."
+    before, _, rest = PAGE.read_text().partition(BEGIN)
+    _, _, after = rest.partition(END)
+    PAGE.write_text(f"{before}{BEGIN}\n\n{facts}\n\n{_table(shown)}\n\n{END}{after}")
+
+
+def _sums(rows: list[Row]) -> str:
+    lost, wrong, leaked = (sum(getattr(row, name) for row in rows) for name in ("lost", "wrong", "leaked"))
+    return f"{sum(row.tried for row in rows):,} trials, {lost} lost, {wrong} wrong, {leaked} leaked."
 
 
 def _line(row: Row) -> str:

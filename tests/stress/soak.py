@@ -122,6 +122,7 @@ class Watch:
 def rows(plan: Plan) -> Iterator[Row]:
     """Run the week, then tell."""
     home = plan.scratch
+    others = set(children_of(os.getpid()))  # of the trials before
     chance = plan.chance(AREA)
     season = Season(YEAR, events=2, size="tiny", seed=plan.seed)
     sessions = [(event.name, name) for event in season.events for name in event.session_types]
@@ -141,7 +142,7 @@ def rows(plan: Plan) -> Iterator[Row]:
                 if told["started"]:
                     told |= _work(plan, watch, cdn, sessions, chance)
             finally:
-                own = set(children_of(os.getpid()))
+                own = set(children_of(os.getpid())) - others
                 if not told.get("started"):
                     print(pipeline.log(), file=sys.stderr)
         _until(lambda: not [pid for pid in own if held(pid)], 30)

@@ -1,10 +1,9 @@
 """What every trial is given and what it tells."""
 
-import json
 import random
 import sys
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
@@ -77,8 +76,3 @@ class Trial(Protocol):
     def rows(self, plan: Plan) -> Iterator[Row]:
         """Try one thing after the other, and tell of each when it is done."""
         ...
-
-
-def as_json(rows: list[Row]) -> str:
-    """Return the rows as JSON."""
-    return json.dumps([asdict(row) for row in rows], indent=1)
