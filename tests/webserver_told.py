@@ -1,4 +1,4 @@
-"""Everything that a Dagster webserver tells, asked by queries that are made from its own schema.
+"""What a Dagster webserver tells without being told of what, by queries that are made from its own schema.
 
 Not what it tells of a single run, job or asset that one has to name: of the runs, that is in its files as it is told.
 """

@@ -359,7 +359,7 @@ class Weekend:
         )
 
     def nothing_secret_is_told(self) -> None:
-        """Neither the webserver, by any question that it can be asked, nor a file but that of the settings."""
+        """Neither the webserver, asked by :mod:`webserver_told`, nor a file but that of the settings."""
         told = dict(webserver_told.everything(self.pipeline.answer, REPOSITORY))
         for path in self.home.rglob("*"):
             if path.is_file() and path.name != "settings.toml":

@@ -264,7 +264,7 @@ class Config:
 
     def __init__(self, **values: Any) -> None:
         for name, setting in _FIELDS.items():
-            # Not checked, which would take a new process 3 ms: a test does that.
+            # Not checked, which would take a new process 2 ms: a test does that.
             object.__setattr__(self, name, setting.metadata["convert"](_default_of(setting)))
         self.update(values)
 

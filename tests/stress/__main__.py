@@ -81,15 +81,17 @@ def _keep(rows: list[Row], seconds: dict[str, float], arguments: argparse.Namesp
 
 
 def _publish(kept: dict[str, dict[str, Any]]) -> None:
-    """Write the last run of each trial, as far as it held, into the documentation."""
+    """Write the last run of each trial into the documentation, unless one of them did not hold."""
     runs = [(name, kept[name]) for name in TRIALS if name in kept]
     rows = {name: [Row(**row) for row in run["rows"]] for name, run in runs}
-    held = [(name, run) for name, run in runs if all(row.holds for row in rows[name])]
+    if failed := [name for name, _ in runs if not all(row.holds for row in rows[name])]:
+        print(f"Not published: the last run of {', '.join(failed)} did not hold", file=sys.stderr)
+        return
     told: dict[str, list[str]] = {}
-    for name, run in held:
+    for name, run in runs:
         of_run = f"with share {run['share']:g} and seed {run['seed']} on {run['date']}"
         told.setdefault(of_run, []).append(f"{name} ({run['seconds']:.0f} s)")
-    shown = [row for name, _ in held for row in rows[name]]
+    shown = [row for name, _ in runs for row in rows[name]]
     facts = "Tried " + "; ".join(f"{of_run}: {', '.join(names)}" for of_run, names in told.items()) + ". "
     facts += f"{_sums(shown)} {platform.system()}, Python {platform.python_version()}, SQLite {sqlite3.sqlite_version}."
     before, _, rest = PAGE.read_text().partition(BEGIN)

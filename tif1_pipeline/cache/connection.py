@@ -254,7 +254,8 @@ def layout_of(connection: sqlite3.Connection, path: Path) -> int:
             "SELECT type, name FROM sqlite_master WHERE type IN ('trigger', 'view')"
         ).fetchone()
     finally:
-        connection.execute("ROLLBACK")
+        if connection.in_transaction:  # some errors have ended it, and are not to be hidden by another one
+            connection.execute("ROLLBACK")
     if foreign:
         raise CacheVersionError(
             f"{path} holds the {foreign[0]} {foreign[1][:80]}, which no cache does; nothing in it was changed. Move it "
