@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from polars.testing import assert_frame_equal as assert_polars_equal
 
 from tif1_pipeline import datasets
-from tif1_pipeline.cache import Cache, decoding
+from tif1_pipeline.cache import Cache, codec, decoding, templates
 from tif1_pipeline.cache.exact import same
 from tif1_pipeline.exceptions import InvalidDataError
 from tif1_pipeline.keys import EntryKey
@@ -34,11 +34,15 @@ def stored(cache: Cache, value: Any, backend: Any, **arguments: Any) -> Any:
     """Write, forget, and read from disk."""
     assert cache.write(KEY, value, **arguments).stored
     from_memory = cache.read(KEY, backend)
+    templates.forget()
     cache.clear_memory()
     from_disk = cache.read(KEY, backend)
-    assert (from_memory.tier, from_disk.tier) == ("memory", "disk")
+    cache.clear_memory()
+    again = cache.read(KEY, backend)  # by what the first reading has found of the frame
+    assert (from_memory.tier, from_disk.tier, again.tier) == ("memory", "disk", "disk")
     if backend == "pandas":
         assert_pandas_equal(from_memory.value, from_disk.value)
+        assert_pandas_equal(again.value, from_disk.value)
     return from_disk.value
 
 
@@ -338,7 +342,7 @@ def _column(values: st.SearchStrategy[Any], dtype: Any) -> st.SearchStrategy[Any
     return st.lists(st.none() | values, min_size=6, max_size=6).map(lambda cells: pd.Series(cells, dtype=dtype))
 
 
-TEXT = st.text(st.characters(exclude_categories=["Cs"]), max_size=5)
+TEXT = st.text(st.characters(exclude_categories=["Cs"]), max_size=5).filter(lambda text: text != codec.ROW)
 SERIES = st.one_of(
     _column(st.floats(), "float64"),
     _column(st.floats(width=32), "float32"),

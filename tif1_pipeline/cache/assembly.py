@@ -5,18 +5,54 @@ race's telemetry. Here each part is written to where it belongs as soon as it is
 categories are; columns of any other kind, and frames with an index of their own, are left to Arrow.
 """
 
+from copy import deepcopy
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
 
 from tif1_pipeline.cache import physical
+from tif1_pipeline.cache.templates import Template
 
 if TYPE_CHECKING:
     import pandas as pd
 
-_MISSING = {"f": np.nan, "m": np.iinfo(np.int64).min, "M": np.iinfo(np.int64).min, "category": -1}
-"""What stands for a null, by kind of column."""
+_IN_BLOCKS = "fiumMb"
+"""Kinds of numpy's columns, of which those of one type share a block of memory, as pandas would have it."""
+_WITHOUT_NULLS = "iub"
+"""Those that Arrow makes into others where they have nulls."""
+
+
+class Plan:
+    """How the frames of one template are made.
+
+    Attributes:
+        dtypes: Of the columns, by name.
+        kinds: What columns are made from, by name; those of no kind are left to Arrow.
+        places: Of the columns among the others, by name.
+        is_possible: Whether frames of this kind can be put together.
+        index: Start, stop, step and name, if it is another than the default.
+    """
+
+    def __init__(self, empty: pa.Table, template: Template) -> None:
+        names, types = empty.column_names, empty.schema.types
+        indexes: list[Any] = (empty.schema.pandas_metadata or {}).get("index_columns", [])
+        self.index = next(iter(indexes), None)
+        self.is_possible = len(template.columns) == len(names) and all(isinstance(index, dict) for index in indexes)
+        self.dtypes: dict[str, Any] = {}
+        self.kinds: dict[str, str] = {}
+        self.stored: dict[str, pa.DataType] = {}
+        self.places = {name: np.array([place]) for place, name in enumerate(names)}
+        if not self.is_possible:
+            return
+        for name, type_, dtype in zip(names, types, template.dtypes, strict=True):
+            self.dtypes[name] = dtype
+            kind = _kind(type_, dtype)
+            if kind is not None:
+                self.kinds[name] = kind
+                self.stored[name] = physical.physical_type(type_)
+            elif isinstance(dtype, np.dtype) and dtype.kind == "O":
+                self.is_possible = False  # its cells are made from the whole table, see views.to_keep
 
 
 class Assembly:
@@ -24,53 +60,52 @@ class Assembly:
 
     Args:
         empty: The table without rows, of the columns that are read.
-        template: The frame that Arrow makes of it.
+        template: What the frame of such a table is like.
+        plan: How it is made.
         rows: Of the frame.
+
+    Attributes:
+        nbytes: What the frame takes in memory, once it is made.
     """
 
-    def __init__(self, empty: pa.Table, template: "pd.DataFrame", rows: int) -> None:
+    def __init__(self, empty: pa.Table, template: Template, plan: Plan, rows: int) -> None:
+        self.nbytes = 0
         self._empty = empty
         self._template = template
+        self._plan = plan
         self._rows = rows
-        self._kinds: dict[str, str] = {}
-        self._categories: dict[str, int] = {}
-        for field, dtype in zip(empty.schema, template.dtypes, strict=True):
-            kind = _kind(field.type, dtype)
-            if kind is not None:
-                self._kinds[field.name] = kind
-            if kind == "category":
-                self._categories[field.name] = len(dtype.categories)
+        self._kinds = dict(plan.kinds)
         self._columns: dict[str, np.ndarray] = {}
         self._nulls: dict[str, np.ndarray] = {}
+        self._blocks: list[tuple[np.ndarray, list[str]]] = []
 
     @classmethod
-    def of(cls, empty: pa.Table, template: "pd.DataFrame", rows: int) -> "Assembly | None":
+    def of(cls, empty: pa.Table, template: Template, rows: int) -> "Assembly | None":
         """Begin one; None if the frame is of a kind that Arrow is to make."""
-        metadata = empty.schema.pandas_metadata or {}
-        if (
-            not rows
-            or len(template.columns) != empty.num_columns  # an index among the columns
-            or any(not isinstance(index, dict) for index in metadata.get("index_columns", ()))
-            or any(isinstance(dtype, np.dtype) and dtype.kind == "O" for dtype in template.dtypes)
-        ):
-            return None
-        return cls(empty, template, rows)
+        plan: Plan = template.plan or Plan(empty, template)
+        template.plan = plan
+        return cls(empty, template, plan, rows) if rows and plan.is_possible else None
 
     def prepare(self, stored: pa.Schema) -> None:
         """Take memory for the columns, given the types of the first part; not thread-safe."""
         groups: dict[np.dtype, list[str]] = {}
-        for name in list(self._kinds):
+        for name, kind in self._plan.kinds.items():
             field = stored.field(name)
-            if self._kinds[name] not in _MISSING and self._kinds[name] != "flag" and field.nullable:
-                del self._kinds[name]  # Arrow makes floats of integers with nulls
-                continue
-            dtype = np.dtype(bool) if pa.types.is_boolean(field.type) else np.dtype(field.type.to_pandas_dtype())
-            groups.setdefault(dtype, []).append(name)
-            if self._kinds[name] == "flag":
+            if field.type != self._plan.stored[name] or (kind in _WITHOUT_NULLS and field.nullable):
+                del self._kinds[name]
+            elif kind in _IN_BLOCKS:
+                groups.setdefault(self._plan.dtypes[name], []).append(name)
+            elif kind in ("object", "none"):
+                self._columns[name] = np.empty(self._rows, object)  # of None
+            elif kind == "flag":
+                self._columns[name] = np.empty(self._rows, bool)
                 self._nulls[name] = np.zeros(self._rows, bool)
+            else:
+                self._columns[name] = np.empty(self._rows, field.type.to_pandas_dtype())
         for dtype, names in groups.items():
-            # One block a type, as pandas would: a large one is made of large pages, which are mapped at once.
+            # A large block is made of large pages, which are mapped at once.
             block = np.empty((len(names), self._rows), dtype)
+            self._blocks.append((block, names))
             self._columns |= zip(names, block, strict=True)
 
     def fill(self, part: pa.Table, start: int) -> pa.Table:
@@ -79,19 +114,23 @@ class Assembly:
             kind, row = self._kinds[name], start
             for chunk in part.column(name).chunks:
                 end = row + len(chunk)
-                target[row:end] = _values(chunk, target.dtype)
-                if chunk.null_count:
-                    nulls = ~_bits(chunk, 0)
-                    if kind == "flag":
-                        self._nulls[name][row:end] = nulls
-                    else:
-                        target[row:end][nulls] = _MISSING[kind]
-                if kind == "category" and end > row:
-                    codes = target[row:end]
-                    if codes.min() < -1 or codes.max() >= self._categories[name]:  # pandas would read beyond their end
-                        raise ValueError(f"column {name!r} has a code of no category")
+                self._write(name, kind, chunk, target[row:end], row)
                 row = end
         return part.select([name for name in self._empty.column_names if name not in self._columns])
+
+    def _write(self, name: str, kind: str, chunk: pa.Array, target: np.ndarray, row: int) -> None:
+        if not len(chunk) or kind == "none":
+            return
+        target[:] = _values(chunk, target.dtype)
+        if chunk.null_count:
+            nulls = ~_bits(chunk, 0)
+            if kind == "flag":
+                self._nulls[name][row : row + len(chunk)] = nulls
+            else:
+                target[nulls] = _missing(kind)
+        # pandas would read beyond their end
+        if kind == "category" and (target.min() < -1 or target.max() >= len(self._plan.dtypes[name].categories)):
+            raise ValueError(f"column {name!r} has a code of no category")
 
     def frame(self, rest: list[pa.Table]) -> "pd.DataFrame":
         """Return the frame.
@@ -99,42 +138,75 @@ class Assembly:
         Args:
             rest: What :meth:`fill` returned, in the order of the parts.
         """
-        import pandas as pd
+        # Made for Arrow's conversion; there since pandas 3.
+        from pandas.api.internals import (  # pyright: ignore[reportMissingImports] - not in the stubs
+            create_dataframe_from_blocks,
+        )
 
-        from tif1_pipeline.cache import frames
-
-        names = [name for name in self._empty.column_names if name not in self._columns]
-        left: Any = None
-        if names:
-            left = frames.to_pandas(physical.to_logical(pa.concat_tables(rest), self._empty.select(names)))
-        columns = [
-            self._column(name, dtype) if name in self._columns else left.iloc[:, names.index(name)].array
-            for name, dtype in zip(self._empty.column_names, self._template.dtypes, strict=True)
+        places = self._plan.places
+        blocks: list[tuple[Any, np.ndarray]] = [
+            (block, np.concatenate([places[name] for name in names])) for block, names in self._blocks
         ]
-        frame = pd.DataFrame(dict(enumerate(columns)), index=self._index(), copy=False)
-        frame.columns = self._template.columns
-        frame.attrs = self._template.attrs
+        for name, values in self._columns.items():
+            if self._kinds[name] not in _IN_BLOCKS:
+                blocks.append((self._column(name, values), places[name]))
+        left = [name for name in self._empty.column_names if name not in self._columns]
+        if left:
+            table = physical.to_logical(pa.concat_tables(rest), self._empty.select(left))
+            blocks += [(values, places[name]) for name, values in self._converted(table).items()]
+        self.nbytes = sum(values.nbytes for values, _ in blocks)
+        frame = create_dataframe_from_blocks(blocks, self._index(), self._template.columns.copy())
+        frame.attrs = deepcopy(self._template.attrs)
         return frame
 
-    def _column(self, name: str, dtype: Any) -> Any:
+    def _column(self, name: str, values: np.ndarray) -> Any:
         import pandas as pd
 
-        values, kind = self._columns[name], self._kinds[name]
+        kind, dtype = self._kinds[name], self._plan.dtypes[name]
         if kind == "category":
-            return pd.Categorical.from_codes(values, dtype=dtype, validate=False)
+            # Of its own categories: what a reader does to their name must not reach other frames.
+            own = pd.CategoricalDtype(dtype.categories.copy(), dtype.ordered)
+            return pd.Categorical.from_codes(values, dtype=own, validate=False)
         if kind == "flag":
             return pd.arrays.BooleanArray(values, self._nulls[name])
-        return values.view(dtype)
+        return values.reshape(1, -1)
+
+    def _converted(self, table: pa.Table) -> dict[str, Any]:
+        """Return columns as Arrow makes them."""
+        from tif1_pipeline.cache import frames
+
+        made, others = {}, []
+        for name in table.column_names:
+            dtype = self._plan.dtypes[name]
+            if _is_made_by_pandas(dtype):
+                made[name] = dtype.__from_arrow__(table.column(name))
+            else:
+                others.append(name)
+        if others:
+            frame = frames.to_pandas(table.select(others))
+            for position, name in enumerate(others):
+                column = frame.iloc[:, position]
+                is_plain = isinstance(column.dtype, np.dtype)
+                # Not the column's to_numpy(), which cannot be written to.
+                made[name] = column.array.to_numpy().reshape(1, -1) if is_plain else column.array
+        return made
 
     def _index(self) -> "pd.RangeIndex":
         import pandas as pd
 
-        ranges = (self._empty.schema.pandas_metadata or {}).get("index_columns", ())
-        for index in ranges:  # one, if any
+        index = self._plan.index
+        if index is not None:
             kept = pd.RangeIndex(index["start"], index["stop"], index["step"], name=index["name"])
             if len(kept) == self._rows:  # else parts of the frame were asked for
                 return kept
         return pd.RangeIndex(self._rows)
+
+
+def _is_made_by_pandas(dtype: Any) -> bool:
+    """Tell whether Arrow leaves a column of this type to pandas."""
+    import pandas as pd
+
+    return hasattr(dtype, "__from_arrow__") and not isinstance(dtype, pd.DatetimeTZDtype)
 
 
 def _kind(type_: pa.DataType, dtype: Any) -> str | None:
@@ -145,6 +217,10 @@ def _kind(type_: pa.DataType, dtype: Any) -> str | None:
         if dtype.kind in "mM":
             is_time = pa.types.is_duration(type_) or (pa.types.is_timestamp(type_) and type_.tz is None)
             return dtype.kind if is_time and np.datetime_data(dtype)[0] == type_.unit else None
+        if pa.types.is_boolean(type_):
+            return {"b": "b", "O": "object"}.get(dtype.kind)
+        if pa.types.is_null(type_):
+            return "none" if dtype.kind == "O" else None
         is_number = pa.types.is_integer(type_) or pa.types.is_float32(type_) or pa.types.is_float64(type_)
         return dtype.kind if is_number and dtype == type_.to_pandas_dtype() else None
     if isinstance(dtype, pd.BooleanDtype) and pa.types.is_boolean(type_):
@@ -154,9 +230,16 @@ def _kind(type_: pa.DataType, dtype: Any) -> str | None:
     return None
 
 
+def _missing(kind: str) -> Any:
+    """Return what stands for a null."""
+    if kind in "mM":
+        return np.timedelta64("NaT") if kind == "m" else np.datetime64("NaT")
+    return {"f": np.nan, "category": -1, "object": None}[kind]
+
+
 def _values(chunk: pa.Array, dtype: np.dtype) -> np.ndarray:
     """Return the values of a chunk, whatever they are where it has nulls."""
-    if dtype.kind == "b":
+    if dtype.kind in "bO":
         return _bits(chunk, 1)
     return np.frombuffer(chunk.buffers()[1], dtype, len(chunk), chunk.offset * dtype.itemsize)
 

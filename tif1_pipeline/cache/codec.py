@@ -312,8 +312,10 @@ def _check_columns(table: pa.Table) -> None:
         raise InvalidDataError(
             f"a table of {table.num_rows} rows without columns would lose its rows: give it a column"
         )
-    seen = {ROW}
+    seen: set[str] = set()
     for name in table.column_names:
+        if name == ROW:
+            raise InvalidDataError(f"a column is called {name!r}, a name of the cache's own: rename it", column=name)
         if name in seen:
             raise InvalidDataError(f"two columns are called {name!r}: rename one before storing the table", column=name)
         seen.add(name)

@@ -2,16 +2,20 @@
 
 import threading
 from concurrent.futures import Future
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 
-from tif1_pipeline.cache import codec, frames, parquet, threads
+from tif1_pipeline.cache import codec, frames, parquet, templates, threads
 from tif1_pipeline.cache.assembly import Assembly
 from tif1_pipeline.cache.base import EntryInfo
 from tif1_pipeline.cache.codec import Blob
+from tif1_pipeline.cache.templates import Template
 from tif1_pipeline.cache.views import View
 from tif1_pipeline.exceptions import CorruptEntryError
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 _LARGE = 4 << 20
 """Bytes in memory from which threads are worth their start."""
@@ -35,6 +39,7 @@ class Decoding:
         self._view = view
         self._check = check
         self._rows = info.rows
+        self._header = header.data
         self._empty, self._columns = codec.open_header(header, view.columns_of)
         self._blobs: list[Blob] = []
         self._parts: list[Future[pa.Table]] = []
@@ -44,8 +49,16 @@ class Decoding:
         self._room = threading.Semaphore(2 * threads.NUMBER)
         read = 1.0 if view.parts is None or not info.parts else len(view.parts) / len(info.parts)
         self._is_large = read * info.size_bytes >= _LARGE
+        self._template: Template | None = None
+        if view.as_ == "pandas" and view.parts != ():
+            self._template = templates.find(header.data, view.columns)
         if self._is_large and view.as_ == "pandas" and view.parts is None:
-            self._assembly = Assembly.of(self._empty, frames.to_pandas(self._empty), info.rows)
+            template = self._template or self.learn(frames.to_pandas(self._empty))
+            self._assembly = Assembly.of(self._empty, template, info.rows)
+
+    def learn(self, frame: "pd.DataFrame") -> Template:
+        """Keep what the frame that was made is like."""
+        return self._template or templates.keep(Template.of(frame), self._header, self._view.columns)
 
     def add(self, blob: Blob) -> None:
         """Take the next part.
@@ -91,6 +104,7 @@ class Decoding:
         Raises:
             CorruptEntryError: It does not decode.
         """
+        is_whole = self._view.parts is None
         if self._is_large:
             parts = [part.result() for part in self._parts]
         else:
@@ -98,13 +112,35 @@ class Decoding:
                 codec.verify(blob)
             parts = [codec.read_part(blob, self._columns) for blob in self._blobs]
             self._filled = sum(part.num_rows for part in parts)
-        is_whole = self._view.parts is None
         if is_whole and self._filled != self._rows:
             raise CorruptEntryError(f"{self._filled} rows are stored, {self._rows} were expected")
-        if self._assembly is None:
-            return codec.put_together(parts, self._empty, in_order=is_whole)
         with codec.translated():
-            return self._assembly.frame(parts)
+            if not self._is_large:
+                parts = self._assembled(parts)
+            if self._assembly is not None:
+                return self._assembly.frame(parts)
+        return codec.put_together(parts, self._empty, in_order=is_whole)
+
+    @property
+    def nbytes(self) -> int | None:
+        """What the value takes in memory, if it is a frame."""
+        return self._assembly.nbytes if self._assembly is not None else None
+
+    def _assembled(self, parts: list[pa.Table]) -> list[pa.Table]:
+        """Begin a frame with small parts, if one of this kind was made before; returns what is left to Arrow."""
+        if self._template is None or not parts or codec.ROW in parts[0].column_names:
+            return parts
+        self._assembly = Assembly.of(self._empty, self._template, self._filled)
+        if self._assembly is None:
+            return parts
+        self._assembly.prepare(parts[0].schema)
+        start, rest = 0, []
+        for part in parts:
+            if not part.schema.equals(parts[0].schema):
+                raise CorruptEntryError("a part has other columns than the first")
+            rest.append(self._assembly.fill(part, start))
+            start += len(part)
+        return rest
 
     def close(self) -> None:
         """Give up what is not begun."""

@@ -13,9 +13,10 @@ from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 
-from tif1_pipeline.cache import jsonvalue
+from tif1_pipeline.cache import jsonvalue, physical, templates
 from tif1_pipeline.cache.base import Backend
 from tif1_pipeline.cache.exact import all_same, same
+from tif1_pipeline.cache.templates import Template
 from tif1_pipeline.exceptions import InvalidDataError
 
 if TYPE_CHECKING:
@@ -110,11 +111,25 @@ def _from_pandas(frame: "pd.DataFrame") -> pa.Table:
     jsonvalue.check(frame.attrs, "the frame's attrs")
     try:
         table = pa.Table.from_pandas(frame)
+        if len(frame.columns) and _is_default(frame.index):
+            table = _without_index(table)
         table = _with_notes(frame, table)
         _compare_types(frame, table)
     except _CONVERSION_ERRORS as error:
         raise _refusal_of_column(frame, error) from error
     return table
+
+
+def _is_default(index: "pd.Index") -> bool:
+    import pandas as pd
+
+    return isinstance(index, pd.RangeIndex) and index.equals(pd.RangeIndex(len(index))) and index.name is None
+
+
+def _without_index(table: pa.Table) -> pa.Table:
+    """Return the table without the note of its default index, with which each number of rows makes another header."""
+    notes = {**(table.schema.pandas_metadata or {}), "index_columns": []}
+    return table.replace_schema_metadata({**(table.schema.metadata or {}), b"pandas": json.dumps(notes).encode()})
 
 
 def _check_labels(frame: "pd.DataFrame") -> None:
@@ -144,8 +159,8 @@ def _with_notes(frame: "pd.DataFrame", table: pa.Table) -> pa.Table:
     import pandas as pd
 
     notes: dict[str, Any] = {}
-    for position, dtype in enumerate(frame.dtypes):
-        name = table.column_names[position]
+    names = table.column_names[: len(frame.columns)]
+    for position, (name, dtype) in enumerate(zip(names, frame.dtypes, strict=True)):
         if dtype == object:  # noqa: E721 - numpy's dtype
             _check_cells(frame, position, table.column(name))
             notes.setdefault("object", []).append(name)
@@ -195,14 +210,15 @@ def _compare_types(frame: "pd.DataFrame", table: pa.Table) -> None:
     """Refuse a frame whose labels or types Arrow would change; one row shows them all."""
     import pandas as pd
 
-    given, back = frame.iloc[:1], to_pandas(table.slice(0, 1))
+    header = physical.write_header(table)
+    back = templates.find(header) or templates.keep(Template.of(to_pandas(table.slice(0, 1))), header)
     before, after = list(_levels(frame.columns)), list(_levels(back.columns))
     if len(before) != len(after) or not all(map(_same_labels, before, after)):
         raise InvalidDataError(
             f"the column labels {list(frame.columns)[:5]!r} would come back as {list(back.columns)[:5]!r}: "
             "rename the columns with texts"
         )
-    for label, old, new in zip(given.columns, given.dtypes, back.dtypes, strict=True):
+    for label, old, new in zip(frame.columns, frame.dtypes, back.dtypes, strict=True):
         if not _same_dtype(old, new):
             raise InvalidDataError(
                 f"column {label!r} of dtype {old} would come back as {new}, or with other categories: "
@@ -211,7 +227,7 @@ def _compare_types(frame: "pd.DataFrame", table: pa.Table) -> None:
             )
     if isinstance(frame.index, pd.RangeIndex):
         return  # kept as its start, stop and step, which say nothing about a single row
-    for old, new in zip(_levels(given.index), _levels(back.index), strict=True):
+    for old, new in zip(_levels(frame.index[:1]), _levels(back.index), strict=True):
         if old.name != new.name or not _same_dtype(old.dtype, new.dtype):
             raise InvalidDataError(
                 f"the index {old.name!r} of dtype {old.dtype} would come back as {new.name!r} of {new.dtype}: "

@@ -8,9 +8,10 @@ values), and the exact Arrow schema travels beside with the dictionaries, as an 
 import pyarrow as pa
 
 
-def _physical_type(type_: pa.DataType) -> pa.DataType:
+def physical_type(type_: pa.DataType) -> pa.DataType:
+    """Return as what values of a type are kept in Parquet."""
     if isinstance(type_, pa.BaseExtensionType):
-        return _physical_type(type_.storage_type)
+        return physical_type(type_.storage_type)
     if pa.types.is_dictionary(type_):
         return type_.index_type
     if (
@@ -31,7 +32,7 @@ def _physical_column(column: pa.ChunkedArray) -> pa.ChunkedArray:
         return _physical_column(_storage(column))
     if pa.types.is_dictionary(type_):
         return pa.chunked_array([chunk.indices for chunk in column.chunks], type_.index_type)
-    target = _physical_type(type_)
+    target = physical_type(type_)
     return column if target == type_ else _view(column, target)
 
 
@@ -148,12 +149,12 @@ def _logical_column(column: pa.ChunkedArray, empty: pa.ChunkedArray) -> pa.Chunk
         return pa.chunked_array(chunks, type_)
     if column.type == type_:
         return column
-    return _view(column, type_) if column.type == _physical_type(type_) else column.cast(type_)
+    return _view(column, type_) if column.type == physical_type(type_) else column.cast(type_)
 
 
 def is_odd(type_: pa.DataType) -> bool:
     """Tell whether it is not known of all values of a type that Parquet keeps them."""
-    physical = _physical_type(type_)
+    physical = physical_type(type_)
     return not (
         pa.types.is_integer(physical)
         or pa.types.is_floating(physical)

@@ -226,9 +226,13 @@ class Tiered:
                 decoding.close()
         assert info is not None  # noqa: S101 - load has called select
         try:
-            return Hit(self._serve(info, info.generation, epoch, selected, view), "disk", info)
+            size = decoding.nbytes if decoding is not None else None
+            value = self._serve(info, info.generation, epoch, selected, view, size)
         except _UNREADABLE as error:
             raise _unreadable(key, view, error) from error
+        if decoding is not None and view.as_ == "pandas" and view.parts != ():
+            decoding.learn(value)
+        return Hit(value, "disk", info)
 
     def _decode_json(self, blob: codec.Blob, info: EntryInfo | None) -> bytes:
         if self.config.cache_verify_checksum:
@@ -236,10 +240,13 @@ class Tiered:
         assert info is not None  # noqa: S101 - load has called select
         return codec.decode_json(blob, info.size_bytes)
 
-    def _serve(self, info: EntryInfo, on_disk: str | None, epoch: int, selected: Any, view: View) -> Any:
+    def _serve(
+        self, info: EntryInfo, on_disk: str | None, epoch: int, selected: Any, view: View, size: int | None = None
+    ) -> Any:
         """Convert what was selected, keep it in memory, and hand it out."""
         value = views.convert(selected, view)
-        size = views.size_of(selected)
+        if size is None:
+            size = views.size_of(selected)
         kept = None
         if self.config.memory_cache_enabled:
             kept = views.to_keep(selected, value, view)
@@ -386,9 +393,13 @@ class Tiered:
         if first:
             _log.warning("the disk cache is skipped (further failures of this kind are counted only): %s", error)
 
-    def _remove_corrupt(self, key: str, info: EntryInfo | None, error: CacheError) -> None:
+    def note_corrupt(self, count: int = 1) -> None:
+        """Count corrupt entries that were found."""
         with self._lock:
-            self.degraded["read: corrupt entry"] += 1
+            self.degraded["read: corrupt entry"] += count
+
+    def _remove_corrupt(self, key: str, info: EntryInfo | None, error: CacheError) -> None:
+        self.note_corrupt()
         if self.config.cache_readonly:
             _log.warning("the cache entry %s is corrupt; the cache is read-only, so it stays: %s", key, error)
             return
