@@ -242,12 +242,12 @@ def _list(file: File, condition: sa.ColumnElement[bool] | None = None) -> _Listi
     return listing
 
 
-def _names(text: str) -> list[str] | None:
+def _names(text: Any) -> list[str] | None:
     try:
         names = json.loads(text)
-    except ValueError:
+    except (TypeError, ValueError, RecursionError):
         return None
-    return names if isinstance(names, list) and names else None
+    return names if isinstance(names, list) and names and all(isinstance(name, str) for name in names) else None
 
 
 def _is_damage(error: CacheError) -> bool:

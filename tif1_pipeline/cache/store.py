@@ -25,6 +25,8 @@ _COLUMNS = (
     "checksum, pinned, generation, encryption"
 )
 _LOOK_UP = f"SELECT id, {_COLUMNS} FROM entries WHERE key = ?"  # noqa: S608 - a constant
+ENTRY_ROW = f"SELECT {_COLUMNS} FROM entries WHERE id = ?"  # noqa: S608 - as above
+"""Query for the row that :func:`entry_info` takes."""
 _LOOK_UP_PARTS = "SELECT id, ordinal, name, checksum FROM parts WHERE entry_id = ?"
 HEADER_ORDINAL = 0
 """Where a table's header stands among its parts; the parts proper follow."""
