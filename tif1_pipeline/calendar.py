@@ -20,6 +20,7 @@ is as near to Austria as to Australia, and must not silently become one of them.
 _RIGHT_ELSEWHERE = frozenset({"austria", "austrian", "australia", "australian"})
 """Names so close to each other that, where a season lacks the one, the other would be taken for what was meant."""
 
+_EPOCH = datetime(1970, 1, 1)
 _LONGEST_SESSION = timedelta(hours=4)
 """A race lasts three hours at most, its podium included; an event is over so long after its last session began."""
 
@@ -145,7 +146,7 @@ class SeasonCalendar:
     @classmethod
     def from_table(cls, year: int, table: pa.Table) -> "SeasonCalendar":
         """Build the calendar from a ``schedule`` table."""
-        events = [_event(year, row) for row in _plain(table).to_pylist()]
+        events = [_event(year, row) for row in _rows(table)]
         # Tests have round 0 and take place before round 1, but the files do not promise that order.
         events.sort(key=lambda event: (event.round, event.date or datetime.max))
         return cls(year, tuple(events))
@@ -250,11 +251,20 @@ def _event(year: int, row: dict[str, Any]) -> Event:
     )
 
 
-def _plain(table: pa.Table) -> pa.Table:
-    """Return the table with times as Python has them: those in nanoseconds come as pandas' own, which take longer."""
-    stamps = {field.name for field in table.schema if pa.types.is_timestamp(field.type)}
-    fields = [field.with_type(pa.timestamp("us")) if field.name in stamps else field for field in table.schema]
-    return table.cast(pa.schema(fields), safe=False)
+def _rows(table: pa.Table) -> Iterator[dict[str, Any]]:
+    """Give the rows, with times as Python has them, and no time spans.
+
+    Made from numbers: Arrow imports its conversion to pandas to make them, which takes as long as the rest of this.
+    """
+    names = [field.name for field in table.schema if not pa.types.is_duration(field.type)]
+    columns = []
+    for column in table.select(names).columns:
+        if pa.types.is_timestamp(column.type):
+            numbers = column.cast(pa.timestamp("us"), safe=False).cast(pa.int64()).to_pylist()
+            columns.append([None if number is None else _EPOCH + timedelta(microseconds=number) for number in numbers])
+        else:
+            columns.append(column.to_pylist())
+    return (dict(zip(names, row, strict=True)) for row in zip(*columns, strict=True))
 
 
 def _utc(moment: datetime | None) -> datetime | None:

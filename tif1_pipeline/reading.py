@@ -4,12 +4,15 @@ from collections.abc import Callable, Sequence
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import pyarrow as pa
 
 from tif1_pipeline.cache import Cache
 from tif1_pipeline.cache.ages import OF_THE_CALENDAR, max_age
+from tif1_pipeline.cache.assembly import values_of
 from tif1_pipeline.cache.base import Backend, EntryInfo, Fresh, Hit, Source
 from tif1_pipeline.cache.frames import from_table
+from tif1_pipeline.cache.templates import is_number, number_type
 from tif1_pipeline.calendar import SeasonCalendar
 from tif1_pipeline.config import Config
 from tif1_pipeline.datasets import DATASETS
@@ -160,10 +163,10 @@ class Reader:
             info = self._cache.info(whole)
             if info is not None and info.schema_version == DATASETS["telemetry"].schema_version:
                 try:
-                    hit = self.table(key, "telemetry", drivers=[driver], stats=stats)
+                    hit = self.table(key, "telemetry", as_ if lap is None else "arrow", drivers=[driver], stats=stats)
                 except DataNotFoundError as error:
                     raise DataNotFoundError(f"no telemetry of {driver} is published, {key}", driver=driver) from error
-                return self._lap_of(hit, key, driver, lap, as_)
+                return hit if lap is None else self._lap_of(hit, key, driver, lap, as_)
             if lap is not None and self._cache.info(whole.of_part(driver)) is not None:
                 return self._lap_of(self.driver_telemetry(key, driver, stats=stats), key, driver, lap, as_)
 
@@ -254,15 +257,28 @@ class Reader:
             max_age=max_age,
         )
 
-    def _lap_of(self, hit: Hit, key: SessionKey, driver: str, lap: int | None, as_: Backend) -> Hit:
-        table = hit.value
-        if lap is not None:
-            table = rows_of(table, "LapNumber", [lap])
-            if not table.num_rows:
-                raise DataNotFoundError(
-                    f"no telemetry of {driver} in lap {lap}, {key}: it is not published", driver=driver, lap=lap
-                )
+    def _lap_of(self, hit: Hit, key: SessionKey, driver: str, lap: int, as_: Backend) -> Hit:
+        table = _rows_of_lap(hit.value, lap)
+        if not table.num_rows:
+            raise DataNotFoundError(
+                f"no telemetry of {driver} in lap {lap}, {key}: it is not published", driver=driver, lap=lap
+            )
         return Hit(from_table(table, as_), hit.tier, hit.info)
+
+
+def _rows_of_lap(table: pa.Table, lap: int) -> pa.Table:
+    """Return the rows of one lap; of telemetry they lie together, and to find them takes no more than numpy."""
+    column = table["LapNumber"]
+    if is_number(column.type) and not column.null_count and len(column):
+        dtype = number_type(column.type)
+        numbers = np.concatenate([values_of(chunk, dtype) for chunk in column.chunks if len(chunk)])
+        found = np.flatnonzero(numbers == lap)
+        if not len(found):
+            return table.slice(0, 0)
+        first, last = int(found[0]), int(found[-1])
+        if last - first + 1 == len(found):
+            return table.slice(first, len(found))
+    return rows_of(table, "LapNumber", [lap])
 
 
 def rows_of(table: pa.Table, column: str, values: Sequence[Any]) -> pa.Table:

@@ -11,7 +11,7 @@ import pyarrow as pa
 import pytest
 
 from tif1_pipeline.cache import Cache, codec, decoding, frames, threads
-from tif1_pipeline.cache.assembly import Assembly
+from tif1_pipeline.cache.assembly import Assembly, assembled
 from tif1_pipeline.keys import EntryKey
 
 ROWS = 300_000
@@ -215,3 +215,48 @@ def test_small_tables_take_no_thread(cache, key, monkeypatch):
     cache.clear_memory()
     assert cache.read(key, "pandas").value["n"].tolist() == [1, 2]
     assert decoding._LARGE > 1 << 20
+
+
+def test_what_is_put_together_is_what_arrow_makes():
+    table = large_table()
+    chunked = pa.concat_tables(
+        [table.slice(3, 50), table.slice(200_000, 7), table.slice(0, 0), table.slice(299_000, 9)]
+    )
+    other = pa.DictionaryArray.from_arrays(pa.array([1, 0, None], pa.int8()), ["LEC", "VER"], ordered=False)
+    tables = [
+        table.slice(11, 1_000),
+        chunked,
+        table.slice(0, 1),
+        table.slice(0, 0),
+        pa.concat_tables([pa.table({"d": table["driver"].slice(0, 3).cast(other.type)}), pa.table({"d": other})]),
+        pa.table({"ordered": other.cast(pa.dictionary(pa.int8(), pa.string(), ordered=True)), "": ["x", None, "ü"]}),
+        pa.table(
+            {"empty": pa.DictionaryArray.from_arrays(pa.array([None, None], pa.int8()), pa.array([], pa.string()))}
+        ),
+        pa.table({f"{unit}": pa.array([1, None], pa.timestamp(unit)) for unit in ("s", "ms", "us", "ns")}),
+        pa.table({"large": pa.array(["a", None], pa.large_string()), "u": pa.array([1, 255], pa.uint8())}),
+    ]
+    for one in tables:
+        expected, found = frames.by_arrow(one), frames.to_pandas(one)
+        pd.testing.assert_frame_equal(
+            found, expected, check_exact=True, check_index_type="exact", check_column_type=True
+        )
+        assert found.columns.dtype == expected.columns.dtype
+        assert [str(dtype) for dtype in found.dtypes] == [str(dtype) for dtype in expected.dtypes]
+        found.iloc[:, 0] = found.iloc[:, 0].array.copy()  # it can be written to
+    assert assembled(tables[0].drop_columns(["there"])) is not None  # else the comparison was with itself
+
+
+def test_what_takes_arrow_to_tell_is_left_to_it():
+    table = pa.table({"d": pa.array([None, 1], pa.date32()), "n": [[1], None]})
+    assert assembled(table) is None
+    pd.testing.assert_frame_equal(frames.to_pandas(table), frames.by_arrow(table))
+    texts = pa.table({"t": ["a", None]})
+    pd.testing.assert_frame_equal(frames.to_pandas(texts), frames.by_arrow(texts), check_exact=True)
+
+
+@pytest.mark.filterwarnings("ignore::pandas.errors.Pandas4Warning")
+def test_what_is_put_together_is_what_arrow_makes_whatever_pandas_was_told_of_texts():
+    with pd.option_context("future.infer_string", False):
+        texts = pa.table({"t": ["a", None], "d": pa.array(["a", "b"]).dictionary_encode()})
+        pd.testing.assert_frame_equal(frames.to_pandas(texts), frames.by_arrow(texts), check_exact=True)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pyarrow as pa
 
-from tif1_pipeline.cache import physical
+from tif1_pipeline.cache import physical, templates
 from tif1_pipeline.cache.templates import Template
 
 if TYPE_CHECKING:
@@ -101,7 +101,7 @@ class Assembly:
                 self._columns[name] = np.empty(self._rows, bool)
                 self._nulls[name] = np.zeros(self._rows, bool)
             else:
-                self._columns[name] = np.empty(self._rows, field.type.to_pandas_dtype())
+                self._columns[name] = np.empty(self._rows, templates.number_type(field.type))
         for dtype, names in groups.items():
             # A large block is made of large pages, which are mapped at once.
             block = np.empty((len(names), self._rows), dtype)
@@ -121,7 +121,7 @@ class Assembly:
     def _write(self, name: str, kind: str, chunk: pa.Array, target: np.ndarray, row: int) -> None:
         if not len(chunk) or kind == "none":
             return
-        target[:] = _values(chunk, target.dtype)
+        target[:] = values_of(chunk, target.dtype)
         if chunk.null_count:
             nulls = ~_bits(chunk, 0)
             if kind == "flag":
@@ -183,7 +183,7 @@ class Assembly:
             else:
                 others.append(name)
         if others:
-            frame = frames.to_pandas(table.select(others))
+            frame = frames.by_arrow(table.select(others))
             for position, name in enumerate(others):
                 column = frame.iloc[:, position]
                 is_plain = isinstance(column.dtype, np.dtype)
@@ -200,6 +200,18 @@ class Assembly:
             if len(kept) == self._rows:  # else parts of the frame were asked for
                 return kept
         return pd.RangeIndex(self._rows)
+
+
+def assembled(table: pa.Table) -> "pd.DataFrame | None":
+    """Return the frame of a table of which pandas has noted nothing; None if Arrow is to make it."""
+    table = table.unify_dictionaries()
+    template = templates.plain(table)
+    assembly = None if template is None else Assembly.of(table, template, table.num_rows)
+    if assembly is None:
+        return None
+    part = physical.to_physical(table)
+    assembly.prepare(part.schema)
+    return assembly.frame([assembly.fill(part, 0)])
 
 
 def _is_made_by_pandas(dtype: Any) -> bool:
@@ -221,8 +233,7 @@ def _kind(type_: pa.DataType, dtype: Any) -> str | None:
             return {"b": "b", "O": "object"}.get(dtype.kind)
         if pa.types.is_null(type_):
             return "none" if dtype.kind == "O" else None
-        is_number = pa.types.is_integer(type_) or pa.types.is_float32(type_) or pa.types.is_float64(type_)
-        return dtype.kind if is_number and dtype == type_.to_pandas_dtype() else None
+        return dtype.kind if templates.is_number(type_) and dtype == templates.number_type(type_) else None
     if isinstance(dtype, pd.BooleanDtype) and pa.types.is_boolean(type_):
         return "flag"
     if isinstance(dtype, pd.CategoricalDtype) and pa.types.is_dictionary(type_):
@@ -237,7 +248,7 @@ def _missing(kind: str) -> Any:
     return {"f": np.nan, "category": -1, "object": None}[kind]
 
 
-def _values(chunk: pa.Array, dtype: np.dtype) -> np.ndarray:
+def values_of(chunk: pa.Array, dtype: np.dtype) -> np.ndarray:
     """Return the values of a chunk, whatever they are where it has nulls."""
     if dtype.kind in "bO":
         return _bits(chunk, 1)
