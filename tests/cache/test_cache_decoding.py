@@ -10,7 +10,7 @@ import pandas as pd
 import pyarrow as pa
 import pytest
 
-from tif1_pipeline.cache import Cache, codec, decoding, frames, threads
+from tif1_pipeline.cache import Cache, codec, decoding, frames, templates, threads
 from tif1_pipeline.cache.assembly import Assembly, assembled
 from tif1_pipeline.keys import EntryKey
 
@@ -260,3 +260,33 @@ def test_what_is_put_together_is_what_arrow_makes_whatever_pandas_was_told_of_te
     with pd.option_context("future.infer_string", False):
         texts = pa.table({"t": ["a", None], "d": pa.array(["a", "b"]).dictionary_encode()})
         pd.testing.assert_frame_equal(frames.to_pandas(texts), frames.by_arrow(texts), check_exact=True)
+
+
+@pytest.mark.parametrize("index", [pd.RangeIndex(3), pd.Index([5, 6, 7], name="n")], ids=["told", "made by Arrow"])
+def test_what_a_reader_does_to_a_frame_reaches_no_later_one(cache, key, index):
+    frame = pd.DataFrame({"c": pd.Categorical(["a", "b", "a"]), "x": [1.5, None, 2]}, index=index)
+    frame.attrs = {"track": ["Monza"]}
+    assert cache.write(key, frame).stored
+    for _ in range(3):
+        if index.name is None:
+            templates.forget()
+        cache.clear_memory()
+        found = cache.read(key, "pandas").value
+        pd.testing.assert_frame_equal(found, frame)
+        assert (found.attrs, found.columns.name, found["c"].cat.categories.name) == (frame.attrs, None, None)
+        found.attrs["track"].append("Spa")
+        found.columns.name = found["c"].cat.categories.name = "mine"
+        found.loc[found.index[0], "c"] = "b"
+
+
+def test_what_pandas_has_noted_of_a_column_counts(cache, key):
+    """As of a table that was changed after it had been made of a frame."""
+    frame = pd.DataFrame({"text": ["a", "b"], "number": [1, 2], "flag": [True, False]})
+    table = pa.Table.from_pandas(frame)
+    changed = table.set_column(0, "text", table["text"].dictionary_encode()).set_column(
+        1, "number", table["number"].cast(pa.int8())
+    )
+    assert cache.write(key, changed).stored
+    for _ in range(2):
+        cache.clear_memory()
+        pd.testing.assert_frame_equal(cache.read(key, "pandas").value, frames.by_arrow(changed))

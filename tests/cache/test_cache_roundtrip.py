@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from polars.testing import assert_frame_equal as assert_polars_equal
 
 from tif1_pipeline import datasets
-from tif1_pipeline.cache import Cache, codec, decoding, templates
+from tif1_pipeline.cache import Cache, codec, decoding, frames, templates
 from tif1_pipeline.cache.exact import same
 from tif1_pipeline.exceptions import InvalidDataError
 from tif1_pipeline.keys import EntryKey
@@ -39,6 +39,8 @@ def stored(cache: Cache, value: Any, backend: Any, **arguments: Any) -> Any:
     from_disk = cache.read(KEY, backend)
     cache.clear_memory()
     again = cache.read(KEY, backend)  # by what the first reading has found of the frame
+    if backend == "pandas":
+        assert_pandas_equal(frames.by_arrow(cache.read(KEY, "arrow").value), from_disk.value)
     assert (from_memory.tier, from_disk.tier, again.tier) == ("memory", "disk", "disk")
     if backend == "pandas":
         assert_pandas_equal(from_memory.value, from_disk.value)

@@ -203,9 +203,9 @@ class Assembly:
 
 
 def assembled(table: pa.Table) -> "pd.DataFrame | None":
-    """Return the frame of a table of which pandas has noted nothing; None if Arrow is to make it."""
+    """Return the frame of a table; None if Arrow is to make it."""
     table = table.unify_dictionaries()
-    template = templates.plain(table)
+    template = templates.told(table)
     assembly = None if template is None else Assembly.of(table, template, table.num_rows)
     if assembly is None:
         return None

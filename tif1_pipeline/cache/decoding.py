@@ -52,7 +52,7 @@ class Decoding:
         self._template: Template | None = None
         if view.as_ == "pandas" and view.parts != ():
             self._template = templates.find(header.data, view.columns)
-            if self._template is None and (template := templates.plain(self._empty)) is not None:
+            if self._template is None and (template := templates.told(self._empty)) is not None:
                 self._template = templates.keep(template, header.data, view.columns)
         if self._is_large and view.as_ == "pandas" and view.parts is None:
             template = self._template or self.learn(frames.to_pandas(self._empty))

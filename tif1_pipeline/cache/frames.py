@@ -16,15 +16,12 @@ import pyarrow as pa
 from tif1_pipeline.cache import jsonvalue, physical, templates
 from tif1_pipeline.cache.base import Backend
 from tif1_pipeline.cache.exact import all_same, same
-from tif1_pipeline.cache.templates import Template
+from tif1_pipeline.cache.templates import FRAME_NOTES, Template
 from tif1_pipeline.exceptions import InvalidDataError
 
 if TYPE_CHECKING:
     import pandas as pd
     import polars as pl
-
-_NOTES = b"tif1_pipeline"
-"""Key of our notes in a schema's metadata: columns of object dtype or of Python texts, frequencies of time indexes."""
 
 _SMALL = 50_000
 """Cells of a table for which Arrow's own conversion is no faster, and takes 3 ms more for the first in a process."""
@@ -86,7 +83,7 @@ def by_arrow(table: pa.Table) -> "pd.DataFrame":
         # bool with nulls would become object, without nulls numpy's bool.
         return table.to_pandas(types_mapper={pa.bool_(): pd.BooleanDtype()}.get)
     frame = table.to_pandas()
-    notes = json.loads((table.schema.metadata or {}).get(_NOTES, b"{}"))
+    notes = json.loads((table.schema.metadata or {}).get(FRAME_NOTES, b"{}"))
     if notes:
         _apply_notes(frame, table, notes)
     return frame
@@ -184,7 +181,7 @@ def _with_notes(frame: "pd.DataFrame", table: pa.Table) -> pa.Table:
             notes[axis] = {"freq": index.freqstr, "length": len(index)}
     if not notes:
         return table
-    return table.replace_schema_metadata({**(table.schema.metadata or {}), _NOTES: json.dumps(notes).encode()})
+    return table.replace_schema_metadata({**(table.schema.metadata or {}), FRAME_NOTES: json.dumps(notes).encode()})
 
 
 def _apply_notes(frame: "pd.DataFrame", table: pa.Table, notes: dict[str, Any]) -> None:

@@ -5,6 +5,8 @@ reading a race's laps. It depends on the header alone, but for integers and flag
 in another.
 """
 
+import json
+from copy import deepcopy
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -13,6 +15,9 @@ import pyarrow as pa
 
 if TYPE_CHECKING:
     import pandas as pd
+
+FRAME_NOTES = b"tif1_pipeline"
+"""Key of our notes in a schema's metadata: columns of object dtype or of Python texts, frequencies of time indexes."""
 
 _MOST = 64
 _LARGEST = 1 << 18
@@ -41,8 +46,16 @@ class Template:
 
     @classmethod
     def of(cls, frame: "pd.DataFrame") -> "Template":
-        """Return the one of a frame."""
-        return cls(frame.columns.copy(), tuple(frame.dtypes), frame.index[:0].copy(), frame.attrs)
+        """Return the one of a frame, of which nothing is shared: it is its reader's."""
+        import pandas as pd
+
+        dtypes = (
+            pd.CategoricalDtype(dtype.categories.copy(), dtype.ordered)
+            if isinstance(dtype, pd.CategoricalDtype)
+            else dtype
+            for dtype in frame.dtypes
+        )
+        return cls(frame.columns.copy(), tuple(dtypes), frame.index[:0].copy(), deepcopy(frame.attrs))
 
 
 def find(header: bytes, columns: tuple[str, ...] | None = None) -> Template | None:
@@ -64,8 +77,8 @@ def forget() -> None:
     _kept.clear()
 
 
-def plain(table: pa.Table) -> Template | None:
-    """Return what the frame of a table is like of which pandas has noted nothing; None if it takes Arrow to tell.
+def told(table: pa.Table) -> Template | None:
+    """Return what the frame of a table is like, by its types and what pandas has noted; None if it takes Arrow to tell.
 
     The first frame that Arrow makes in a process takes it some milliseconds longer than the next.
     """
@@ -73,19 +86,63 @@ def plain(table: pa.Table) -> Template | None:
 
     text = pd.api.types.pandas_dtype(str)
     # Where the user has told pandas that texts are objects, Arrow knows what to make of it.
-    is_known = isinstance(text, pd.StringDtype) and table.num_columns
-    if b"pandas" in (table.schema.metadata or {}) or not is_known:
+    if not isinstance(text, pd.StringDtype) or not table.num_columns:
+        return None
+    try:
+        notes = table.schema.pandas_metadata
+        noted = dict.fromkeys(table.column_names) if notes is None else _noted_types(table, notes)
+    except (AttributeError, KeyError, TypeError, ValueError):  # of a stranger's file
+        return None
+    if noted is None:
         return None
     dtypes = []
-    for column in table.columns:
+    for name, column in zip(table.column_names, table.columns, strict=True):
         dtype = _dtype_of(column, text)
-        if dtype is None:
+        if dtype is None or not _is_as_noted(dtype, noted[name]):
             return None
-        dtypes.append(dtype)
-    return Template(_index(_texts(table.column_names), text), tuple(dtypes), pd.RangeIndex(0), {})
+        dtypes.append({"object": np.dtype(object), "bool": np.dtype(bool)}.get(noted[name] or "", dtype))
+    labels = _index(_texts(table.column_names), text)
+    return Template(labels, tuple(dtypes), pd.RangeIndex(0), (notes or {}).get("attributes", {}))
+
+
+def _noted_types(table: pa.Table, notes: dict[str, Any]) -> dict[str, str] | None:
+    """Return the types that pandas has noted of the columns; None for a frame with an index or labels of its own."""
+    ours = json.loads((table.schema.metadata or {}).get(FRAME_NOTES, b"{}"))
+    labels = [(index["name"], index["numpy_type"]) for index in notes.get("column_indexes", ())]
+    if (
+        labels != [(None, "str")]
+        or ours.keys() - {"object"}
+        or any(not isinstance(index, dict) or not _is_range(index) for index in notes["index_columns"])
+        or not isinstance(notes.get("attributes", {}), dict)
+    ):
+        return None
+    noted = {
+        note["field_name"]: "category" if note["pandas_type"] == "categorical" else str(note["numpy_type"])
+        for note in notes["columns"]
+        if note["name"] == note["field_name"]
+    }
+    objects = {name for name, type_ in noted.items() if type_ == "object"}
+    return noted if set(table.column_names) <= noted.keys() and objects <= set(ours.get("object", ())) else None
+
+
+def _is_range(index: dict[str, Any]) -> bool:
+    limits = [index[name] for name in ("start", "stop", "step")]
+    return index["kind"] == "range" and all(type(limit) is int for limit in limits) and limits[2] != 0
+
+
+def _is_as_noted(dtype: Any, noted: str | None) -> bool:
+    """Tell whether the frame of a column that pandas has noted to be of a type has the one that Arrow's type tells."""
+    import pandas as pd
+
+    if noted is None:
+        return True
+    if isinstance(dtype, pd.BooleanDtype):
+        return noted in ("boolean", "bool", "object")
+    return str(dtype) == noted
 
 
 def _dtype_of(column: pa.ChunkedArray, text: Any) -> Any:
+    """Return the dtype that Arrow makes of a column; None for what it has more than one for, or none of these."""
     import pandas as pd
 
     type_ = column.type
@@ -97,12 +154,14 @@ def _dtype_of(column: pa.ChunkedArray, text: Any) -> Any:
         return np.dtype(f"{'m' if pa.types.is_duration(type_) else 'M'}8[{type_.unit}]")
     if _is_text(type_):
         return text
-    if pa.types.is_dictionary(type_) and pa.types.is_signed_integer(type_.index_type) and _is_text(type_.value_type):
-        values = column.chunk(0).dictionary if column.num_chunks else pa.array([], type_.value_type)
-        if values.null_count or len(values.unique()) < len(values):
-            return None
-        # Of no values at all Arrow makes objects.
-        return pd.CategoricalDtype(_index(values, text) if len(values) else pd.Index([], dtype=object), type_.ordered)
+    if pa.types.is_null(type_):
+        return np.dtype(object)
+    if pa.types.is_dictionary(type_) and pa.types.is_signed_integer(type_.index_type):
+        values = column.chunk(0).dictionary if column.num_chunks else None
+        if values is None or not len(values):
+            return pd.CategoricalDtype(pd.Index([], dtype=object), type_.ordered)
+        if _is_text(type_.value_type) and not values.null_count and len(values.unique()) == len(values):
+            return pd.CategoricalDtype(_index(values, text), type_.ordered)
     return None
 
 
