@@ -60,6 +60,14 @@ PLACES = {
 """What is damaged, and how often."""
 
 
+INSPECTED = 0.2
+"""How often one of these is asked first, which look at rows of all entries."""
+INSPECTIONS = (
+    *("get_stats", "get_stats_by_type", "get_stats_by_year", "get_access_stats", "get_size_info", "get_size_by_type"),
+    *("get_size_by_year", "list_sessions", "get_largest", "get_lru", "get_entries", "get_expired_entries"),
+)
+
+
 # ---- the parent: batches of damages, each in a process
 
 
@@ -477,6 +485,11 @@ class Reader:
         from tif1_pipeline.exceptions import CacheVersionError, Tif1Error
 
         cache = Cache(settings(self._file, folder, cache_verify_checksum=check))
+        if chance.random() < INSPECTED:  # before anything is found and removed
+            try:
+                getattr(cache, chance.choice(INSPECTIONS))()
+            except Tif1Error as error:
+                self._refuse(error)
         missing, foreign, was = [], False, self.unseen
         for entry in self._stored:
             try:
