@@ -70,6 +70,19 @@ def test_lists_without_rows_that_begin_far_off_do_not_end_the_process(
     assert said == "0" if where == "column" else said.startswith("refused: the stored table does not decode: no list")
 
 
+@pytest.mark.parametrize("length", [-1, -77, -(1 << 62), 1 << 62])
+def test_a_dictionary_of_a_length_that_none_has_is_no_header(cache: Cache, key: EntryKey, length: int) -> None:
+    words = [f"word {number}" for number in range(77)]
+    cache.write(key, pa.table({"text": pa.array(words).dictionary_encode()}))
+    with closing(sqlite3.connect(cache.get_cache_file())) as connection:
+        header = connection.execute("SELECT data FROM parts WHERE ordinal = 0").fetchone()[0]
+    there = struct.pack("<2q", 77, 0)
+    assert header.count(there) == 1
+    put(cache, 0, header.replace(there, struct.pack("<2q", length, 0)))
+    assert cache.read(key) is None
+    assert cache.info(key) is None
+
+
 def bad_texts() -> pa.Table:
     texts = pa.Array.from_buffers(
         pa.string(), 2, [None, pa.py_buffer(struct.pack("<3i", 0, 1, 2)), pa.py_buffer(b"a\xff")]

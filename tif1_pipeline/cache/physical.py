@@ -87,6 +87,7 @@ def read_header(header: bytes) -> pa.Table:
 
 def _check_dictionary(array: pa.Array) -> None:
     values = (array.storage if isinstance(array.type, pa.BaseExtensionType) else array).dictionary
+    values.validate()  # 1 µs; len() of a length below zero is a SystemError
     if not len(values) or pa.types.is_nested(values.type):
         values.validate(full=True)
         _check_starts(values)
