@@ -44,6 +44,7 @@ DAMAGES = {
     "no type": ("data_type", None),
     "no count": ("access_count", None),
     "no parts": ("parts", None),
+    "no checksum": ("checksum", None),
     "parts of lists": ("parts", "[[1]]"),
     "a text of no encoding": ("event", "CAST(x'ff' AS TEXT)"),
 }

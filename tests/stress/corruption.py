@@ -482,9 +482,14 @@ class Reader:
     def read(self, folder: Path, *, check: bool, chance: random.Random) -> None:
         """Read every entry, mend what is missing, and read that again."""
         from tif1_pipeline.cache import Cache
+
+        # Closed whatever comes: the file is cut to nothing next, under whoever has it mapped.
+        with closing(Cache(settings(self._file, folder, cache_verify_checksum=check))) as cache:
+            self._read(cache, check, chance)
+
+    def _read(self, cache: Any, check: bool, chance: random.Random) -> None:
         from tif1_pipeline.exceptions import CacheVersionError, Tif1Error
 
-        cache = Cache(settings(self._file, folder, cache_verify_checksum=check))
         if chance.random() < INSPECTED:  # before anything is found and removed
             try:
                 getattr(cache, chance.choice(INSPECTIONS))()
@@ -518,7 +523,6 @@ class Reader:
                 cache.clear_corrupted()
             except Tif1Error as error:
                 self._refuse(error)
-        cache.close()
 
     def _mend(self, cache: Any, entry: Stored, as_: str, check: bool) -> None:
         """Fetch an entry anew, and read it again; a second time if reading found the file itself to be damaged."""

@@ -21,6 +21,8 @@ from tif1_pipeline.exceptions import CacheError, CorruptEntryError
 
 _log = logging.getLogger(__name__)
 _T = TypeVar("_T")
+_NONSENSE = (TypeError, ValueError, OverflowError, OSError)
+"""What comes of rows that say what none can."""
 
 
 def healed(call: Callable[..., _T]) -> Callable[..., _T]:
@@ -30,11 +32,19 @@ def healed(call: Callable[..., _T]) -> Callable[..., _T]:
     def anew(tiered: Tiered, *arguments: Any, **options: Any) -> _T:
         try:
             return call(tiered, *arguments, **options)
-        except (TypeError, ValueError, OverflowError, OSError, CacheError) as error:
+        except (*_NONSENSE, CacheError) as error:
             damaged = not isinstance(error, CacheError) or str(error.details.get("cause", "")).startswith("damaged")
             if not damaged or not _remove_damaged(tiered):
                 raise
-        return call(tiered, *arguments, **options)
+        try:
+            return call(tiered, *arguments, **options)
+        except _NONSENSE as error:
+            raise CacheError(
+                f"{tiered.path} is damaged beyond its single rows ({type(error).__name__}: {error}): restore a backup, "
+                "or move it away, and what can be fetched is fetched again",
+                path=str(tiered.path),
+                cause="damaged",
+            ) from error
 
     return anew
 
@@ -61,16 +71,22 @@ def _remove_damaged(tiered: Tiered) -> int:
             _log.warning("a cache entry is corrupt and is removed, to be fetched again: %s", error)
             audit.record(tiered.config, "remove", str(error.details.get("key")), reason="corrupt")
         try:
-            with file.database.writing() as connection:
-                connection.execute(sa.delete(ENTRIES).where(ENTRIES.c.id.in_(list(found))))
+            _remove(file, list(found))
         except CacheError as failure:
             if failure.details.get("cause") != "damaged":
                 raise
+            # Indexes say other than the table: made anew, or the file set aside.
             file.database.heal(indexes=True)
+            _remove(file, list(found))
         removed += len(found)
     if removed:
         tiered.note_corrupt(removed)
     return removed
+
+
+def _remove(file: File, numbers: list[int]) -> None:
+    with file.database.writing() as connection:
+        connection.execute(sa.delete(ENTRIES).where(ENTRIES.c.id.in_(numbers)))
 
 
 def _damaged(file: File) -> dict[int, CorruptEntryError]:
@@ -79,22 +95,25 @@ def _damaged(file: File) -> dict[int, CorruptEntryError]:
     if not file.database.exists():
         return found
     with file.database.raw(file.database.lock_timeout) as connection:
-        for (number,) in connection.execute("SELECT id FROM entries").fetchall():
+        connection.execute("BEGIN")
+        # Not by an index, which may lack them.
+        for (number,) in connection.execute("SELECT id FROM entries NOT INDEXED").fetchall():
             try:
-                row = _row(connection, number)
-                if row is not None:
-                    entry_info(row)
+                entry_info(_row(connection, number))
             except CorruptEntryError as error:
                 found[number] = error
     return found
 
 
-def _row(connection: sqlite3.Connection, number: int) -> Sequence[Any] | None:
+def _row(connection: sqlite3.Connection, number: int) -> Sequence[Any]:
+    reason: object = "it is not where its number leads"
     try:
-        return connection.execute(ENTRY_ROW, (number,)).fetchone()
+        if (row := connection.execute(ENTRY_ROW, (number,)).fetchone()) is not None:
+            return row
     except sqlite3.OperationalError as error:
         if "decode to UTF-8" not in str(error):
             raise
-        raise CorruptEntryError(
-            f"the metadata of entry {number} cannot be read: {error}", key=str(number), cause="damaged entry"
-        ) from error
+        reason = error
+    raise CorruptEntryError(
+        f"the metadata of entry {number} cannot be read: {reason}", key=str(number), cause="damaged entry"
+    )

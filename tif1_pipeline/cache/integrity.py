@@ -220,13 +220,17 @@ def _list(file: File, condition: sa.ColumnElement[bool] | None = None) -> _Listi
         if not file.database.exists():
             return listing
         with file.database.querying() as connection:
-            for *fields, parts in connection.execute(of_entries):
-                entries[fields[0]] = _Entry(*fields, parts=_names(parts))
+            for row in connection.execute(of_entries):
+                *fields, parts = row
+                names = _names(parts) if isinstance(row.checksum, str) else None
+                entries[fields[0]] = _Entry(*fields, parts=names)
                 listing.entries.append(entries[fields[0]])
             for part, entry_id, ordinal, name, size in connection.execute(of_parts):
                 entry = entries.get(entry_id)
                 if entry is None:
                     listing.orphans.append(part)
+                elif not isinstance(size, int):
+                    continue  # as if it were not there
                 elif ordinal == 0:
                     entry.header_size = size
                 else:
