@@ -115,3 +115,14 @@ def test_an_error_of_the_callers_own_is_not_taken_for_damage(cache: Cache) -> No
     with pytest.raises(TypeError, match="can only concatenate"):
         cache.invalidate_custom(lambda entry: entry["key"] + 1)
     assert cache.read("thing", "json").value == {"a": 1}
+
+
+def test_a_part_whose_size_is_none_is_found_and_removed(cache: Cache) -> None:
+    for session in (MONACO, MONZA):
+        assert cache.write(session.entry("laps"), TABLE, part_by="p").stored
+    with closing(sqlite3.connect(cache.get_cache_file(), isolation_level=None)) as connection:
+        connection.execute("UPDATE parts SET size = x'ff' WHERE ordinal = 1 AND entry_id = 1")
+    report = cache.verify_integrity()
+    assert [item["key"] for item in report["corrupted_list"]] == [MONACO.entry("laps").text]
+    assert cache.clear_corrupted() == 1
+    assert cache.verify_entry(MONZA.entry("laps"))

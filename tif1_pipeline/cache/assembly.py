@@ -29,6 +29,7 @@ class Plan:
     Attributes:
         dtypes: Of the columns, by name.
         kinds: What columns are made from, by name; those of no kind are left to Arrow.
+        stored: As which types those of a kind are kept in Parquet, by name.
         places: Of the columns among the others, by name.
         is_possible: Whether frames of this kind can be put together.
         index: Start, stop, step and name, if it is another than the default.

@@ -129,7 +129,7 @@ class Decoding:
         return self._assembly.nbytes if self._assembly is not None else None
 
     def _assembled(self, parts: list[pa.Table]) -> list[pa.Table]:
-        """Begin a frame with small parts, if one of this kind was made before; returns what is left to Arrow."""
+        """Begin a frame with small parts, if it is known what it is like; returns what is left to Arrow."""
         if self._template is None or not parts or codec.ROW in parts[0].column_names:
             return parts
         self._assembly = Assembly.of(self._empty, self._template, self._filled)
