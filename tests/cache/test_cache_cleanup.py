@@ -286,8 +286,8 @@ def test_a_cleanup_says_what_it_removed_in_one_line(
 def test_other_processes_write_and_read_while_one_cleans(
     config: Config, cache: Cache, start: Callable[..., subprocess.Popen[str]]
 ) -> None:
-    for number in range(120):
-        store(cache, f"e{number:03}", 0.5, unused=200 - number)
+    for number in range(120):  # four of them leave room in the target for what the other process stores meanwhile
+        store(cache, f"e{number:03}", 0.45, unused=200 - number)
     process = start(
         """
         config.cache_auto_cleanup = False
