@@ -2,7 +2,7 @@
 
 import sqlite3
 from collections.abc import Callable
-from contextlib import closing
+from contextlib import closing, suppress
 from typing import Any
 
 import pyarrow as pa
@@ -50,7 +50,7 @@ DAMAGES = {
 }
 
 
-def damage(cache: Cache, column: str, value: object) -> None:
+def damage(cache: Cache, column: str, value: object, *, every: bool = False) -> None:
     """Change a row of the file as no statement can while the schema says what may be there."""
     with closing(sqlite3.connect(cache.get_cache_file(), isolation_level=None)) as connection:
         names = [row[1] for row in connection.execute("PRAGMA table_info(entries)")]
@@ -58,7 +58,7 @@ def damage(cache: Cache, column: str, value: object) -> None:
     kinds = {"id": "INTEGER PRIMARY KEY", "key": "UNIQUE"}
     loose = f"CREATE TABLE entries ({', '.join(' '.join((name, kinds.get(name, ''))) for name in names)})"
     is_sql = str(value).startswith("CAST")
-    update = f"UPDATE entries SET {column} = {value if is_sql else '?'} WHERE year = 2025"
+    update = f"UPDATE entries SET {column} = {value if is_sql else '?'} WHERE {every} OR year = 2025"
     for schema, statement in ((loose, update), (sql, "SELECT 1")):
         with closing(sqlite3.connect(cache.get_cache_file(), isolation_level=None)) as connection:
             connection.execute("PRAGMA writable_schema=ON")
@@ -126,3 +126,71 @@ def test_a_part_whose_size_is_none_is_found_and_removed(cache: Cache) -> None:
     assert [item["key"] for item in report["corrupted_list"]] == [MONACO.entry("laps").text]
     assert cache.clear_corrupted() == 1
     assert cache.verify_entry(MONZA.entry("laps"))
+
+
+# ---- more than a row
+
+
+def change_file(cache: Cache, *statements: tuple[str, tuple[object, ...]]) -> None:
+    """Change the file through the schema that says where its tables are, each time as one who opens it anew."""
+    for statement, values in statements:
+        with closing(sqlite3.connect(cache.get_cache_file(), isolation_level=None)) as connection:
+            connection.execute("PRAGMA writable_schema=ON")
+            connection.execute(statement, values)
+
+
+def empty_index(cache: Cache, name: str) -> None:
+    """Let an index have no rows, as after its pages were lost."""
+    with closing(sqlite3.connect(cache.get_cache_file(), isolation_level=None)) as connection:
+        connection.execute("CREATE INDEX other ON entries (rows) WHERE 0")
+        pages = dict(connection.execute("SELECT name, rootpage FROM sqlite_master WHERE type = 'index'"))
+    swap = "UPDATE sqlite_master SET rootpage = ? WHERE name = ?"
+    change_file(cache, (swap, (pages["other"], name)), (swap, (pages[name], "other")), ("DROP INDEX other", ()))
+
+
+@pytest.mark.parametrize("index", [None, "entries_session", "entries_data_type", "entries_size", "entries_created_at"])
+@pytest.mark.parametrize("call", CALLS)
+def test_every_call_gets_over_a_damaged_row_that_an_index_lacks(
+    damaged: Callable[[str], Cache], call: str, index: str | None
+) -> None:
+    cache = damaged("no size")
+    empty_index(cache, index or "sqlite_autoindex_entries_1")
+    with suppress(KeyError):  # of this test: by an index without rows there is nothing of 2024
+        CALLS[call](cache)
+    assert cache.read(MONACO.entry("laps")) is None
+    assert cache.write(MONACO.entry("laps"), TABLE).stored
+    cache.clear_corrupted()
+    assert cache.verify_integrity()["integrity_pct"] == 100
+    assert cache.write(MONACO.entry("laps"), TABLE).stored
+    assert cache.read(MONACO.entry("laps")).value == TABLE
+
+
+def take_numbers(cache: Cache) -> None:
+    """Give all rows of the entries' page the number 0."""
+    path = cache.get_cache_file()
+    with closing(sqlite3.connect(path)) as connection:
+        page = connection.execute("SELECT rootpage FROM sqlite_master WHERE name = 'entries'").fetchone()[0]
+        size = connection.execute("PRAGMA page_size").fetchone()[0]
+    data = bytearray(path.read_bytes())
+    begin = (page - 1) * size
+    assert data[begin] == 13  # a leaf of a table
+    cells = int.from_bytes(data[begin + 3 : begin + 5], "big")
+    for place in range(begin + 8, begin + 8 + 2 * cells, 2):
+        number = begin + int.from_bytes(data[place : place + 2], "big")
+        while data[number] & 0x80:  # the length of the row, in seven bits a byte
+            number += 1
+        data[number + 1] = 0
+    path.write_bytes(data)
+
+
+@pytest.mark.parametrize("call", ["get_stats_by_type", "list_sessions", "get_largest", "search", "invalidate_custom"])
+def test_where_rows_have_lost_their_numbers_a_call_says_what_to_do(damaged: Callable[[str], Cache], call: str) -> None:
+    cache = damaged("no size")
+    damage(cache, "size_bytes", None, every=True)
+    take_numbers(cache)
+    with pytest.raises(CacheError, match=r"damaged beyond its single rows .*: restore a backup, or move it away"):
+        CALLS[call](cache)
+    cache.close()
+    cache.get_cache_file().rename(cache.get_cache_file().with_name("away"))
+    assert cache.write(MONZA.entry("laps"), TABLE).stored
+    assert CALLS[call](cache)
