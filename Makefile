@@ -6,7 +6,7 @@ CONSTRAINTS := constraints.txt
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 export PIP_PROGRESS_BAR ?= off
 
-.PHONY: help demo dev test audit weekend stress bench docs format clean
+.PHONY: help demo dev test audit weekend browser stress bench docs format clean
 
 help:  ## Show this list
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -45,8 +45,12 @@ test: .venv/.installed-dev  ## Lint, types and the tests; ALL=1 with those that 
 audit: .audit/.installed  ## Known vulnerabilities of the pinned dependencies
 	@.audit/bin/python .ci/audit.py
 
-weekend: .venv/.installed  ## A simulated race weekend under the real daemons, some eight minutes
-	@$(BIN)/python tests/weekend.py
+weekend: .venv/.installed  ## A simulated race weekend under the real daemons, some ten minutes; PAGES=n of the UI
+	@$(BIN)/python tests/weekend.py $(if $(PAGES),--pages $(PAGES))
+
+browser: .venv/.installed  ## What looks at the UI's pages in the weekend; Chromium by apt-get, where there is none
+	@$(PIP) install --constraint $(CONSTRAINTS) --editable ".[browser]"
+	@command -v chromium || (apt-get update && apt-get install --yes --no-install-recommends chromium)
 
 stress: .venv/.installed-dev  ## Kill, corrupt, overload and starve it; SHARE=0.2 tries less, ONLY=trials, SEED=n, PUBLISH=1
 	@$(BIN)/python -m tests.stress $(if $(SHARE),--share $(SHARE)) $(if $(ONLY),--only $(ONLY)) $(if $(SEED),--seed $(SEED)) \

@@ -1,10 +1,11 @@
 """A race weekend in minutes: the pipeline under `tif1-pipeline dev`, with its daemons, against a simulated CDN.
 
-    python tests/weekend.py [--home FOLDER] [--hold]
+    python tests/weekend.py [--home FOLDER] [--hold] [--pages N]
 
 Sessions end, their files appear one by one, a correction comes, the CDN dies for a while, entries rot on disk, the
 nightly jobs run. Nothing is launched by hand: schedules, sensors and automation do it all. What came of it is read
-through GraphQL and from the cache. The exit code is the number of expectations that did not hold.
+through GraphQL and from the cache; where the extra `browser` and Chromium are installed, the pages of the UI are looked
+at in a browser, too. The exit code is the number of expectations that did not hold.
 
 Of each session it is told how long its tables took from publication to the request and to the materialization. The
 request must be made within two polls of the completion sensor, and the time that the tick takes, after it can be: a
@@ -18,9 +19,11 @@ the UI open at the end, until Ctrl-C.
 import argparse
 import json
 import signal
+import sqlite3
 import sys
 import tempfile
 import time
+import zlib
 from collections import Counter
 from collections.abc import Callable, Sequence
 from contextlib import closing, suppress
@@ -28,6 +31,7 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
+import pages_shown
 import webserver_told
 import weekend_cache
 from alert_endpoint import PASSWORD, SECRET, Endpoint
@@ -59,8 +63,9 @@ RUN_ENDS = 15
 class Weekend:
     """What happens, and what is expected of the pipeline."""
 
-    def __init__(self, home: Path) -> None:
+    def __init__(self, home: Path, pages: int) -> None:
         self.home = home
+        self.pages = pages
         self.began = time.monotonic()
         self.failures: list[str] = []
         self.season = Season(YEAR, events=2, size="tiny", seed=11)
@@ -359,26 +364,48 @@ class Weekend:
         )
 
     def nothing_secret_is_told(self) -> None:
-        """Neither the webserver, asked by :mod:`webserver_told`, nor a file but that of the settings."""
+        """Neither by the webserver, asked and looked at in a browser, nor by a file but that of the settings."""
         told = dict(webserver_told.everything(self.pipeline.answer, REPOSITORY))
         for path in self.home.rglob("*"):
             if path.is_file() and path.name != "settings.toml":
                 told[str(path.relative_to(self.home))] = path.read_bytes().decode("latin-1")
-        secrets = {"password": PASSWORD, "token": SECRET, "key": KEY}
-        shown = [f"{name} in {where}" for where, text in told.items() for name in secrets if secrets[name] in text]
+        told["snapshots"] = _unpacked(self.home / "dagster/history/runs.db")
         # What is no secret and must be found, else nothing was asked.
         known = {"runsOrError": COMPLETION, "assetNodes": "dagster/data_version", "sensorsOrError": "looked at again"}
+        known |= {"snapshots": "fastest_laps"}
+        pages: dict[str, str] = {}
+        if missing := pages_shown.missing():
+            self.say(f"SKIPPED what pages show in a browser: {missing}")
+        elif self.pages:
+            pages = dict(pages_shown.everything(f"http://127.0.0.1:{self.pipeline.port}", self.pages))
+            known |= {
+                "/assets": "fastest_laps",
+                "/runs": COMPLETION,
+                "/config": "telemetry",
+                "/overview/resources": "CacheIOManager",
+            }
+        told |= pages
+        secrets = {"password": PASSWORD, "token": SECRET, "key": KEY}
+        shown = [f"{name} in {where}" for where, text in told.items() for name in secrets if secrets[name] in text]
         missed = [where for where, text in known.items() if text not in told.get(where, "")]
         self.expect(
-            "the webserver and the files tell nothing secret",
+            "the webserver, its pages and the files tell nothing secret",
             not shown and not missed,
-            f"{len(told)} answers and files, {sum(map(len, told.values())) / 2**20:.0f} MiB; {shown}; missed: {missed}",
+            f"{len(told) - len(pages)} answers and files, {len(pages)} pages in a browser, "
+            f"{sum(map(len, told.values())) / 2**20:.0f} MiB; {shown}; missed: {missed}",
         )
 
     def was_hit(self, run: Run) -> bool:
         """Tell whether a run lies within the outage."""
         down, up = self.down
         return run.started is not None and run.ended is not None and down <= run.started <= run.ended <= up + RUN_ENDS
+
+
+def _unpacked(runs: Path) -> str:
+    """Return what Dagster keeps compressed: jobs and plans as they were at their runs."""
+    with closing(sqlite3.connect(runs)) as connection:
+        rows = connection.execute("SELECT snapshot_body FROM snapshots").fetchall()
+    return "\n".join(zlib.decompress(body).decode() for (body,) in rows)
 
 
 def _range(seconds: dict[str, float]) -> str:
@@ -390,6 +417,9 @@ def main(arguments: Sequence[str]) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--home", type=Path, help="an empty folder for everything; a temporary one by default")
     parser.add_argument("--hold", action="store_true", help="leave the UI open at the end, until Ctrl-C")
+    parser.add_argument(
+        "--pages", type=int, default=120, help="pages of the UI to look at in a browser; 120 by default"
+    )
     options = parser.parse_args(arguments)
     # Whoever ends this ends the daemons, too; in the background of a shell the first of these is ignored.
     for number in (signal.SIGINT, signal.SIGTERM):
@@ -397,7 +427,7 @@ def main(arguments: Sequence[str]) -> int:
     with tempfile.TemporaryDirectory(prefix="weekend-", ignore_cleanup_errors=True) as temporary:
         home = (options.home or Path(temporary)).absolute()
         home.mkdir(parents=True, exist_ok=True)
-        weekend = Weekend(home)
+        weekend = Weekend(home, options.pages)
         weekend.cdn.hide("*")
         with weekend.cdn, closing(weekend.alerts), weekend.pipeline.running(weekend.alerts.url):
             weekend.say(f"Dagster UI: http://127.0.0.1:{weekend.pipeline.port}, all files in {home}")
