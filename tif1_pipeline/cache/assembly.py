@@ -21,6 +21,8 @@ _IN_BLOCKS = "fiumMb"
 """Kinds of numpy's columns, of which those of one type share a block of memory, as pandas would have it."""
 _WITHOUT_NULLS = "iub"
 """Those that Arrow makes into others where they have nulls."""
+_ALIGNED = 64
+"""Bytes of a line of the processor's cache."""
 
 
 class Plan:
@@ -90,6 +92,7 @@ class Assembly:
     def prepare(self, stored: pa.Schema) -> None:
         """Take memory for the columns, given the types of the first part; not thread-safe."""
         groups: dict[np.dtype, list[str]] = {}
+        types: dict[str, np.dtype] = {}
         for name, kind in self._plan.kinds.items():
             field = stored.field(name)
             if field.type != self._plan.stored[name] or (kind in _WITHOUT_NULLS and field.nullable):
@@ -98,14 +101,22 @@ class Assembly:
                 groups.setdefault(self._plan.dtypes[name], []).append(name)
             elif kind in ("object", "none"):
                 self._columns[name] = np.empty(self._rows, object)  # of None
-            elif kind == "flag":
-                self._columns[name] = np.empty(self._rows, bool)
-                self._nulls[name] = np.zeros(self._rows, bool)
             else:
-                self._columns[name] = np.empty(self._rows, templates.number_type(field.type))
-        for dtype, names in groups.items():
-            # A large block is made of large pages, which are mapped at once.
-            block = np.empty((len(names), self._rows), dtype)
+                types[name] = np.dtype(bool) if kind == "flag" else templates.number_type(field.type)
+        flags = [name for name in types if self._kinds[name] == "flag"]
+        taken = iter(
+            _take(
+                *((dtype, self._rows) for dtype in types.values()),
+                *((np.dtype(bool), self._rows) for _ in flags),
+                *((dtype, len(names) * self._rows) for dtype, names in groups.items()),
+            )
+        )
+        self._columns |= zip(types, taken, strict=False)
+        for name in flags:
+            self._nulls[name] = next(taken)
+            self._nulls[name][:] = False
+        for values, names in zip(taken, groups.values(), strict=True):
+            block = values.reshape(len(names), self._rows)
             self._blocks.append((block, names))
             self._columns |= zip(names, block, strict=True)
 
@@ -122,7 +133,17 @@ class Assembly:
     def _write(self, name: str, kind: str, chunk: pa.Array, target: np.ndarray, row: int) -> None:
         if not len(chunk) or kind == "none":
             return
-        target[:] = values_of(chunk, target.dtype)
+        if target.dtype.kind in "bO":
+            target[:] = _bits(chunk, 1)
+        elif chunk.null_count == len(chunk):
+            target[:] = _missing(kind)
+            return
+        else:
+            # By memory views, which keep the interpreter's lock: numpy would let go of it for every column, and threads
+            # that wait for it take longer than the copy.
+            size = target.itemsize
+            values = memoryview(chunk.buffers()[1]).cast("B")
+            target.view(np.uint8).data[:] = values[chunk.offset * size : (chunk.offset + len(chunk)) * size]
         if chunk.null_count:
             nulls = ~_bits(chunk, 0)
             if kind == "flag":
@@ -201,6 +222,16 @@ class Assembly:
             if len(kept) == self._rows:  # else parts of the frame were asked for
                 return kept
         return pd.RangeIndex(self._rows)
+
+
+def _take(*wanted: tuple[np.dtype, int]) -> list[np.ndarray]:
+    """Return memory for so many values of each type, taken at once: what is large gets large pages, mapped at once."""
+    sizes = [number * dtype.itemsize for dtype, number in wanted]
+    starts = np.cumsum([0, *(-(-size // _ALIGNED) * _ALIGNED for size in sizes)]).tolist()
+    memory = np.empty(starts.pop(), np.uint8)
+    return [
+        memory[start : start + size].view(dtype) for start, size, (dtype, _) in zip(starts, sizes, wanted, strict=True)
+    ]
 
 
 def assembled(table: pa.Table) -> "pd.DataFrame | None":
