@@ -22,8 +22,8 @@ if TYPE_CHECKING:
 _LARGE = 4 << 20
 """Bytes in memory from which threads are worth their start."""
 
-_PART = 16 << 20
-"""Bytes of a part, stored and decoded, whose memory is kept for the next one."""
+_KEPT = 16 << 20
+"""Bytes of which the C library keeps twice as many: more than the parts under way take, stored and decoded."""
 
 
 @cache
@@ -34,7 +34,7 @@ def _keep_what_is_freed() -> None:
     reading a race's telemetry. glibc keeps twice the size of the largest piece that was given back; this one is never
     touched. Other libraries do as they do.
     """
-    np.empty(_PART, np.uint8)
+    np.empty(_KEPT, np.uint8)
 
 
 class Decoding:
