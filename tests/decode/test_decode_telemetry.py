@@ -231,6 +231,9 @@ def test_a_file_without_times_is_invalid(tel: dict[str, Any]):
         b'{"tel": {"time": [0.1, 0.',
         b'{"tel": ' * 100_000,
         b"[" * 1_000_000,
+        b'{"tel": {"time": [0.1], "\\ud800": [1]}}',
+        b'{"tel": {"time": [0.1], "\\ud800": ["x"]}}',
+        b'{"tel": {"time": [0.1], "odd": ["\\ud800"]}}',
     ],
 )
 def test_other_bodies_are_invalid(body: bytes):

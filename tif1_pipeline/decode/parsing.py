@@ -98,7 +98,7 @@ def as_columns(parsed: Mapping[str, Any], file: str) -> tuple[dict[str, list[Any
     Raises:
         InvalidDataError: The columns are not of the same rows, or there are absurdly many.
     """
-    check_width(parsed, file)
+    check_names(parsed, file)
     columns: dict[str, list[Any]] = {}
     constants: dict[str, Any] = {}
     numbering: dict[str, list[int]] = {}
@@ -134,14 +134,17 @@ def constant(name: str, value: Any, file: str) -> Any:
     return value
 
 
-def check_width(names: Collection[str], file: str) -> None:
-    """Refuse more columns than any file has.
+def check_names(names: Collection[str], file: str) -> None:
+    """Refuse more columns than any file has, and names that no table can have.
 
     Raises:
-        InvalidDataError: There are.
+        InvalidDataError: There are more.
+        UnicodeEncodeError: A name has half of a surrogate pair, see :func:`reading`.
     """
     if len(names) > _MOST_COLUMNS:
         raise InvalidDataError(f"{file}: {len(names)} columns, among them {listed(names)}", file=file)
+    for name in names:
+        name.encode()
 
 
 def check_lengths(lengths: Mapping[str, int], file: str) -> int:

@@ -67,5 +67,5 @@ def decode_drivers(body: bytes) -> pa.Table:
             return DRIVERS.schema.empty_table()
         # Not every object needs to have every key.
         names = dict.fromkeys(name for driver in drivers for name in driver)
-        parsing.check_width(names, file)
+        parsing.check_names(names, file)
         return columns.build(DRIVERS, {name: [driver.get(name) for driver in drivers] for name in names}, file)

@@ -108,7 +108,7 @@ class TelemetryBuilder:
             tel = parsing.parse_object(body, file).get("tel")
             if not isinstance(tel, dict):
                 raise InvalidDataError(f"{file}: there is no object 'tel' in it", file=file, columns=["tel"])
-        parsing.check_width(tel, file)
+        parsing.check_names(tel, file)
         return tel
 
     def _check_key(self, key: Any, driver: str, lap: int, file: str) -> None:
