@@ -215,7 +215,7 @@ def test_checks_alone_look_at_the_latest_partition_only(sources, tif1):
     assert not result.success
     assert failed(result, "weather") == {"sound"}
     (row,) = rows_of(evaluations(result, "weather")["sound"])
-    assert (row["partition"], row["fault"]) == (QUALIFYING, "nothing is stored")
+    assert (row["partition"], row["fault"]) == (QUALIFYING, "nothing is stored, or not any more: materialize it")
 
 
 def test_damaged_bytes_fail_their_checksum(sources, tif1):

@@ -309,7 +309,7 @@ def _results(dataset: Dataset, rules: Sequence[_Rule], tables: Iterable[_Stored]
     for stored in tables:
         checked += 1
         if stored.table is None:
-            findings[rules[0].name].add(stored.partition, "nothing is stored", ())
+            findings[rules[0].name].add(stored.partition, "nothing is stored, or not any more: materialize it", ())
             continue
         for rule in rules:
             findings[rule.name].rows += len(stored.table)
