@@ -1,26 +1,36 @@
 """Try what the package must survive, and print the table: ``python -m tests.stress [--share 0.2] [--only crash ...]``.
 
-The exit code is 1 if anything was lost, wrong or leaked.
+Each trial is a process of its own. Some are at work at once: most of them wait more than they compute. The exit code is
+1 if anything was lost, wrong or leaked.
 """
 
 import argparse
-import importlib
 import json
+import os
 import platform
 import shutil
 import sqlite3
+import subprocess
 import sys
 import tempfile
 import time
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from tests.stress.trial import Plan, Row
+from tests.stress.trial import Row
 
 ROOT = Path(__file__).parents[2]
-TRIALS = ("crash", "power", "disk", "corruption", "cdn", "hostile", "access", "concurrency", "soak")
+TRIALS = ("crash", "power", "disk", "corruption", "cdn", "hostile", "access", "crowd", "concurrency", "soak")
+"""In the order of the table."""
+ORDER = ("crowd", "crash", "corruption", "soak", "hostile", "concurrency", "cdn", "power", "disk", "access")
+"""In which they begin: what takes longest first."""
+LANES = 2 * max(2, os.cpu_count() or 1)
+"""Trials at once: most of them wait half of their time."""
+WIDTHS = {"crowd": 4}
+"""Lanes that a trial takes, where it is more than one: the crowd computes all the time."""
 PAGE = ROOT / "docs" / "guides" / "survival.md"
 BEGIN, END = "<!-- stress: written by make stress PUBLISH=1 -->", "<!-- /stress -->"
 
@@ -30,6 +40,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.stress", description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--share", type=float, default=1.0, help="of the full counts and times (default: 1)")
     parser.add_argument("--seed", type=int, default=time.time_ns() % 1_000_000, help="what chance follows from")
+    parser.add_argument("--lanes", type=int, default=LANES, help=f"trials at once (default: {LANES})")
     parser.add_argument("--only", nargs="+", choices=TRIALS, default=list(TRIALS), help="trials")
     parser.add_argument(
         "--publish", action="store_true", help="write the last run of each trial into the documentation"
@@ -38,44 +49,68 @@ def main() -> int:
     arguments = parser.parse_args()
     scratch = Path(tempfile.mkdtemp(prefix="tif1-stress-"))
     print(f"Seed {arguments.seed}, share {arguments.share:g}, in {scratch}", file=sys.stderr)
-    rows: list[Row] = []
-    seconds: dict[str, float] = {}
     started = time.monotonic()
     try:
-        for name in arguments.only:
-            folder = scratch / name
-            folder.mkdir()
-            begun = time.monotonic()
-            trial = importlib.import_module(f"tests.stress.{name}")
-            for row in trial.rows(Plan(folder, arguments.share, arguments.seed)):
-                print(_line(row), flush=True)
-                rows.append(row)
-            seconds[name] = time.monotonic() - begun
-            print(f"  {name}: {seconds[name]:.0f} s", file=sys.stderr, flush=True)
+        told = _try(scratch, arguments)
     finally:
         if arguments.keep:
             print(f"Kept: {scratch}", file=sys.stderr)
         else:
             shutil.rmtree(scratch, ignore_errors=True)
+    rows = [row for name in TRIALS if name in told for row in told[name][0]]
     print(f"\n{_table(rows)}\n\n{_sums(rows)} {time.monotonic() - started:.0f} s.")
     for row in rows:
         for failure in row.failures[:5]:
             print(f"{row.area}, {row.what}: {failure}", file=sys.stderr)
-    kept = _keep(rows, seconds, arguments)
+    kept = _keep(told, arguments)
     if arguments.publish and all(row.holds for row in rows):
         _publish(kept)
     return not all(row.holds for row in rows)
 
 
-def _keep(rows: list[Row], seconds: dict[str, float], arguments: argparse.Namespace) -> dict[str, dict[str, Any]]:
+def _try(scratch: Path, arguments: argparse.Namespace) -> dict[str, tuple[list[Row], float]]:
+    """Run the trials, as many at once as there are lanes; returns the rows of each and the seconds that it took."""
+    waiting = [name for name in ORDER if name in arguments.only]
+    told: dict[str, tuple[list[Row], float]] = {}
+    running: dict[Future[tuple[list[Row], float]], str] = {}
+    width = {name: min(WIDTHS.get(name, 1), arguments.lanes) for name in waiting}
+    with ThreadPoolExecutor(arguments.lanes) as pool:
+        while waiting or running:
+            while waiting and sum(width[name] for name in running.values()) + width[waiting[0]] <= arguments.lanes:
+                name = waiting.pop(0)
+                running[pool.submit(_run, name, scratch / name, arguments)] = name
+            for done in wait(running, return_when=FIRST_COMPLETED).done:
+                told[running.pop(done)] = done.result()
+    return told
+
+
+def _run(name: str, folder: Path, arguments: argparse.Namespace) -> tuple[list[Row], float]:
+    """Run one trial, and show its rows as they come."""
+    folder.mkdir()
+    begun = time.monotonic()
+    command = [sys.executable, "-m", "tests.stress.alone", name, str(folder), str(arguments.share), str(arguments.seed)]
+    rows: list[Row] = []
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=ROOT) as process:
+        assert process.stdout is not None
+        for line in process.stdout:
+            rows.append(Row(**json.loads(line)))
+            print(_line(rows[-1]), flush=True)
+    if process.returncode or not rows:
+        rows.append(Row(name, "the trial itself comes to its end", tried=1, wrong=1))
+        rows[-1].say(f"it ended with exit code {process.returncode}")
+    seconds = time.monotonic() - begun
+    print(f"  {name}: {seconds:.0f} s", file=sys.stderr, flush=True)
+    return rows, seconds
+
+
+def _keep(told: dict[str, tuple[list[Row], float]], arguments: argparse.Namespace) -> dict[str, dict[str, Any]]:
     """Write down what came out; returns the last run of each trial."""
     file = ROOT / ".bench" / "stress.json"
     file.parent.mkdir(exist_ok=True)
     kept: dict[str, dict[str, Any]] = json.loads(file.read_text()) if file.exists() else {}
     run = {"date": f"{datetime.now(UTC):%Y-%m-%d}", "share": arguments.share, "seed": arguments.seed}
-    for name in arguments.only:
-        own = [asdict(row) for row in rows if row.area == name]
-        kept[name] = run | {"seconds": seconds[name], "rows": own}
+    for name, (rows, seconds) in told.items():
+        kept[name] = run | {"seconds": seconds, "rows": [asdict(row) for row in rows]}
     file.write_text(json.dumps(kept, indent=1))
     return kept
 

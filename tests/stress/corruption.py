@@ -33,9 +33,12 @@ PAGE_SIZES = {"plain": 4096, "encrypted": 16384, "log": 4096}
 """The files that are damaged, with their page sizes; the last has a log that is not carried over."""
 MEMORY = 3 << 30
 """Address space of a process that reads; half of it is far more than any sound read of these files takes."""
+PROCESSES = 2
+"""At work at once."""
 SECONDS = 30.0
 """For one damage, at most."""
-BATCH = 80
+BATCH = 200
+"""Damages a process, at most."""
 MENDED = 3
 """Entries that are fetched anew after a damage, of those that are missing."""
 
@@ -60,6 +63,8 @@ PLACES = {
 """What is damaged, and how often."""
 
 
+LARGE = 1 << 20
+"""Bytes from which a table is decoded on threads here, so that the largest one is."""
 INSPECTED = 0.2
 """How often one of these is asked first, which look at rows of all entries."""
 INSPECTIONS = (
@@ -94,7 +99,8 @@ def rows(plan: Plan) -> Iterator[Row]:
         for number in range(plan.count(full))
     ]
     chance.shuffle(jobs)  # so that all batches take about as long
-    batches = [jobs[start : start + BATCH] for start in range(0, len(jobs), BATCH)]
+    size = min(BATCH, -(-len(jobs) // PROCESSES))
+    batches = [jobs[start : start + size] for start in range(0, len(jobs), size)]
     peak, lock = 0, threading.Lock()
 
     def work(number: int) -> None:
@@ -117,7 +123,7 @@ def rows(plan: Plan) -> Iterator[Row]:
                         tallies[place].row.say(f"[{seed}] {failure}")
                 left = left[len(results) + 1 :]
 
-    threads = [threading.Thread(target=work, args=(number,)) for number in range(2)]
+    threads = [threading.Thread(target=work, args=(number,)) for number in range(PROCESSES)]
     for thread in threads:
         thread.start()
     for thread in threads:
@@ -253,7 +259,7 @@ def entries(file: str) -> list[Stored]:
     def of(event: str, data_type: str) -> EntryKey:
         return SessionKey(2025, f"{event} Grand Prix", "Race").entry(data_type)
 
-    stored = [Stored(of("Monaco", "telemetry"), (telemetry(1, 10, 6500),), "Driver")]
+    stored = [Stored(of("Monaco", "telemetry"), (telemetry(1, 10, 2600),), "Driver")]
     for number, event in enumerate(("Dutch", "British"), 2):
         stored += [
             Stored(of(event, "telemetry"), (telemetry(number, 3, 500),), "Driver"),
@@ -619,8 +625,11 @@ def _use(value: Any) -> None:
 
 def examine(scratch: Path, number: int, jobs: list[tuple[str, str]]) -> None:
     """Do the damages, one after the other; prints a line of JSON after each."""
+    from tif1_pipeline.cache import decoding
+
     resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
     logging.disable()
+    decoding._LARGE = LARGE
     contents: dict[str, dict[str, bytes]] = {}
     where: dict[str, Any] = {}
     stored: dict[str, list[Stored]] = {}

@@ -4,11 +4,13 @@ import os
 import subprocess
 import sys
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import median
+
+from tests.stress.trial import Row
 
 ROOT = Path(__file__).parents[2]
 
@@ -49,6 +51,35 @@ class Course:
         values = self.samples[name]
         quarter = max(1, len(values) // 4)
         return median(values[quarter : 2 * quarter] or values), median(values[-quarter:])
+
+
+def judge(row: Row, course: Course, processes: int, spare_mb: float, holding: tuple[int, int] = (0, 0)) -> None:
+    """Compare the second with the last quarter.
+
+    Args:
+        row: Where the verdict goes.
+        course: What was sampled.
+        processes: How many.
+        spare_mb: MiB that memory may grow by; in a short run the allocators are not through with their own growth.
+        holding: Descriptors and threads that a process has when all that it may hold is in use.
+    """
+    bounds: dict[str, Callable[[float], float]] = {
+        "descriptors": lambda before: max(before + 4, holding[0]),
+        "threads": lambda before: max(before + 2, holding[1]),
+        "memory": lambda before: before * 1.15 + spare_mb,
+    }
+    row.tried = sum(map(len, course.samples.values()))
+    told = []
+    for kind, bound in bounds.items():
+        growths = [course.growth(f"{kind} {which}") for which in range(processes) if course.samples[f"{kind} {which}"]]
+        for which, (before, after) in enumerate(growths):
+            if after > bound(before):
+                row.leaked += 1
+                row.say(f"{kind} of process {which} grew from {before:.0f} to {after:.0f}")
+        if growths:
+            before, after = max(growths, key=lambda growth: growth[1] - growth[0])
+            told.append(f"{kind} {before:.0f} to {after:.0f}{' MiB' if kind == 'memory' else ''}")
+    row.remark = "second to last quarter, the process that grew most: " + ", ".join(told)
 
 
 def children_of(pid: int) -> list[int]:

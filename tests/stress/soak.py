@@ -11,7 +11,7 @@ import sqlite3
 import subprocess
 import sys
 import time
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass, field
@@ -30,6 +30,8 @@ from tif1_pipeline.simulator import CdnServer, Season
 AREA = "soak"
 YEAR = datetime.now(UTC).year
 TTL = 40
+INVALIDATION_TAKES = 15.0
+"""Seconds from the start of the program that invalidates to its end, at most."""
 ROLES = {
     "webserver": ("dagster_webserver", "dagster-webserver"),
     "daemon": ("dagster._daemon", "dagster-daemon"),
@@ -152,10 +154,11 @@ def rows(plan: Plan) -> Iterator[Row]:
         failed.say("the webserver did not answer within 120 s")
         yield failed
         return
-    spare = 48 if plan.share >= 1 else 128
-    yield _flat(watch, "memory", "MiB", lambda before: before * 1.2 + spare)
-    yield _flat(watch, "descriptors", "open", lambda before: before * 1.2 + 12)
-    yield _flat(watch, "threads", "running", lambda before: before * 1.2 + 8)
+    # In a short run the second quarter is still a beginning.
+    memory, descriptors, threads = (48, 12, 8) if plan.share >= 1 else (128, 40, 16)
+    yield _flat(watch, "memory", "MiB", lambda before: before * 1.2 + memory)
+    yield _flat(watch, "descriptors", "open", lambda before: before * 1.2 + descriptors)
+    yield _flat(watch, "threads", "running", lambda before: before * 1.2 + threads)
     yield _cache_size(watch, told["stored"])
     yield _leases(watch)
     yield _queue(watch, told, len(sessions))
@@ -186,6 +189,7 @@ def _work(
     published: list[tuple[str, str]] = []
     counts: Counter[str] = Counter()
     others: list[subprocess.Popen[str]] = []
+    invalidated: defaultdict[str, list[float]] = defaultdict(list)
     next_change = began
     while time.monotonic() < until:
         if time.monotonic() >= next_change:
@@ -203,6 +207,7 @@ def _work(
             elif not any(other.poll() is None for other in others):
                 event, name = chance.choice(published)
                 others.append(_program(_INVALIDATE, str(YEAR), event, name))
+                invalidated[f"{YEAR} {event} {name}"].append(time.time())
                 counts["invalidated"] += 1
         watch.look()
         time.sleep(1)
@@ -224,6 +229,7 @@ def _work(
     ticks, runs = pipeline.ticks(), pipeline.runs()
     return {
         "counts": counts,
+        "invalidated": invalidated,
         "problems": [problem for problem in problems if problem],
         "drained": drained,
         "drain_seconds": seconds,
@@ -342,16 +348,23 @@ def _queue(watch: Watch, told: dict[str, Any], sessions: int) -> Row:
 
 
 def _failures(told: dict[str, Any]) -> Row:
-    row = Row(AREA, "ticks of sensors and schedules, and runs: none fails", len(told["ticks"]) + len(told["runs"]))
+    what = "ticks of sensors and schedules, and runs: none fails, unless what it has stored is invalidated meanwhile"
+    row = Row(AREA, what, len(told["ticks"]) + len(told["runs"]))
+    met = 0
     for tick in told["ticks"]:
         if tick.status == "FAILURE":
             row.wrong += 1
             row.say(f"{tick.name}: {tick.error}")
     for run in told["runs"]:
-        if run.status in {"FAILURE", "CANCELED"}:
+        if run.status == "FAILURE" and any(
+            run.created <= at + INVALIDATION_TAKES and at <= (run.ended or at)
+            for at in told["invalidated"].get(run.partition, ())
+        ):
+            met += 1  # its checks found nothing: that it is done after all is seen in what the cache has in the end
+        elif run.status in {"FAILURE", "CANCELED"}:
             row.wrong += 1
             row.say(f"{run.job} {run.partition} {sorted(run.tables)}: {run.status}")
-    row.remark = f"{len(told['ticks'])} ticks, {len(told['runs'])} runs"
+    row.remark = f"{len(told['ticks'])} ticks, {len(told['runs'])} runs, {met} of them met an invalidation and failed"
     return row
 
 
