@@ -103,6 +103,28 @@ def test_a_log_that_another_process_is_carrying_over_is_waited_for(cache, monkey
     assert other.returncode == 0
 
 
+def test_a_small_write_meanwhile_leaves_it_to_the_thread(open_cache, config, key, monkeypatch):
+    config.cache_wal_autocheckpoint = 100
+    cache = open_cache()
+    begun, connect = threading.Event(), connection.connect
+
+    def late(*arguments, **options) -> sqlite3.Connection:
+        if threading.current_thread().name == "tif1-checkpoint":
+            begun.wait(30)
+        return connect(*arguments, **options)
+
+    assert cache.write(EntryKey("small", "x"), {"a": 0}).stored
+    assert cache.info("small")  # the first look at a new file opens it anew, which waits
+    monkeypatch.setattr(connection, "connect", late)
+    assert cache.write(key, LARGE).stored
+    assert cache.write(EntryKey("small", "x"), {"a": 1}).stored
+    assert cache.get_cache_file().stat().st_size < LARGE.nbytes // 2  # else the small write has done it, and waited
+    begun.set()
+    cache._tiered.file_of(key.text).database._log.wait()
+    assert cache.get_cache_file().stat().st_size >= cache.info(key).compressed_size
+    assert cache.read("small", "json").value == {"a": 1}
+
+
 def test_closing_waits_for_it(cache, key):
     assert cache.write(key, LARGE).stored
     cache.close()

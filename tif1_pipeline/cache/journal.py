@@ -55,10 +55,11 @@ class LogKeeper:
     @contextmanager
     def carried_over_later(self, settings: Settings, connection: "sa.Connection", size: int) -> Iterator[None]:
         """Have a thread carry the log over after the block, which commits ``size`` bytes, if they are many."""
-        log = sqlite.size_of(_path(settings))
-        # While a thread is at it, or the log is long, whoever writes waits for it: it must not grow for ever.
-        is_free = self.running is None or not self.running[0].is_alive()
-        if size < _LARGE or not settings.wal_mode or not is_free or log > sqlite.JOURNAL_LIMIT:
+        is_running = self.running is not None and self.running[0].is_alive()
+        # While a thread is at it, those that write much wait for it, and all do where the log is long: it must not grow
+        # for ever. Those that write little leave it to the thread, also where that is about to begin.
+        is_left = is_running != (size >= _LARGE)
+        if not settings.wal_mode or not is_left or sqlite.size_of(_path(settings)) > sqlite.JOURNAL_LIMIT:
             yield
             return
         # Past SQLAlchemy, which would begin a transaction for it.
@@ -68,7 +69,7 @@ class LogKeeper:
             yield
         finally:
             driver.execute(f"PRAGMA wal_autocheckpoint={settings.autocheckpoint}")
-        if settings.autocheckpoint:
+        if settings.autocheckpoint and not is_running:
             self._begin(settings)
 
     def _begin(self, settings: Settings) -> None:
