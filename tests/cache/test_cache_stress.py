@@ -1,7 +1,7 @@
 """Eight processes of eight threads on one cache, one killed a second: no error, nothing lost, nothing torn.
 
 ``STRESS_SECONDS`` in the environment is how long, 20 by default, 40 in CI; ``-s`` shows what was done. The trial
-``concurrency`` of ``make stress`` has a larger crowd that nobody kills.
+``crowd`` of ``make stress`` has a larger crowd that nobody kills.
 """
 
 import os

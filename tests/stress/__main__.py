@@ -29,8 +29,8 @@ ORDER = ("crowd", "crash", "corruption", "soak", "hostile", "concurrency", "cdn"
 """In which they begin: what takes longest first."""
 LANES = 2 * max(2, os.cpu_count() or 1)
 """Trials at once: most of them wait half of their time."""
-WIDTHS = {"crowd": 4}
-"""Lanes that a trial takes, where it is more than one: the crowd computes all the time."""
+WIDTHS = {"crowd": LANES}
+"""Lanes that a trial takes, where it is more than one: the crowd computes all the time, and tells how long it waits."""
 PAGE = ROOT / "docs" / "guides" / "survival.md"
 BEGIN, END = "<!-- stress: written by make stress PUBLISH=1 -->", "<!-- /stress -->"
 

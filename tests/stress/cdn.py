@@ -25,6 +25,8 @@ from tests.stress import cdn_faults as faults
 from tests.stress.cdn_faults import Files, Mirrors, Reply
 from tests.stress.cdn_reader import TABLES, TIMING
 from tests.stress.trial import Plan, Row
+from tif1_pipeline.cdn.body import MAX_BODY_BYTES
+from tif1_pipeline.cdn.connection import MAX_WIRE_BYTES
 from tif1_pipeline.cdn.visit import MAX_REDIRECTS, TIMEOUTS_PER_TRY
 from tif1_pipeline.simulator import CdnServer, Fault, Season
 
@@ -33,8 +35,8 @@ YEAR = 2025
 TIMEOUT, RETRIES, CONCURRENT = 0.6, 1, 16
 MACHINE_SECONDS = 10.0
 """What a loaded machine may take beside all waiting."""
-MEMORY_MB = 900
-"""More than a reader at rest by so much is too much: the bound on bodies, parsed, and some of those on the wire."""
+MEMORY_MB = CONCURRENT * (MAX_WIRE_BYTES + MAX_BODY_BYTES) / 1e6
+"""More than a reader at rest by so much is too much: what requests under way may hold, on the wire and inflated."""
 READERS = 4
 
 
