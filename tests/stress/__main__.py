@@ -1,7 +1,7 @@
 """Try what the package must survive, and print the table: ``python -m tests.stress [--share 0.2] [--only crash ...]``.
 
-Each trial is a process of its own. Some are at work at once: most of them wait more than they compute. The exit code is
-1 if anything was lost, wrong or leaked.
+Each trial is a process of its own. Some are at work at once: while one waits, another computes. The exit code is 1 if
+anything was lost, wrong or leaked.
 """
 
 import argparse
@@ -28,7 +28,7 @@ TRIALS = ("crash", "power", "disk", "corruption", "cdn", "hostile", "access", "c
 ORDER = ("crowd", "crash", "corruption", "soak", "hostile", "concurrency", "cdn", "power", "disk", "access")
 """In which they begin: what takes longest first."""
 LANES = 2 * max(2, os.cpu_count() or 1)
-"""Trials at once: most of them wait half of their time."""
+"""Trials at once: crash, power, disk and soak wait for a third to three quarters of their time."""
 WIDTHS = {"crowd": LANES}
 """Lanes that a trial takes, where it is more than one: the crowd computes all the time, and tells how long it waits."""
 PAGE = ROOT / "docs" / "guides" / "survival.md"

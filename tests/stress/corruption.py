@@ -629,6 +629,7 @@ def examine(scratch: Path, number: int, jobs: list[tuple[str, str]]) -> None:
 
     resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
     logging.disable()
+    assert decoding._LARGE > LARGE
     decoding._LARGE = LARGE
     contents: dict[str, dict[str, bytes]] = {}
     where: dict[str, Any] = {}

@@ -31,7 +31,7 @@ AREA = "soak"
 YEAR = datetime.now(UTC).year
 TTL = 40
 INVALIDATION_TAKES = 15.0
-"""Seconds from the start of the program that invalidates to its end, at most."""
+"""Seconds that the program that invalidates is given, from its start to its end."""
 ROLES = {
     "webserver": ("dagster_webserver", "dagster-webserver"),
     "daemon": ("dagster._daemon", "dagster-daemon"),
