@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+import time
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ from tif1_pipeline.simulator import CdnServer, Fault
 EVENT = "2025 Australian Grand Prix"
 PARTITIONS = [f"{EVENT} Practice {number}" for number in (1, 2)]
 ANSWER_SECONDS = 4.0
-"""How long the CDN takes: much longer than two processes need to begin together."""
+"""How long the CDN takes: much longer than a run needs to come to its step."""
 
 RUN = """
 import sys
@@ -45,15 +46,21 @@ def test_two_runs_fetch_at_once_only_as_far_as_the_pool_allows(
         f"telemetry: {{enabled: false}}\nstorage: {{sqlite: {{base_dir: {home}}}}}\n"
         f"concurrency: {{pools: {{default_limit: {limit}, granularity: op}}}}\n"
     )
+    cdn.requests.clear()
     cdn.faults.add(Fault("latency", path="*/weather.json", seconds=ANSWER_SECONDS))
     with dg.DagsterInstance.from_config(str(home)) as instance:  # the processes would make its tables at once
-        run_side_by_side(home, config)
+        run_side_by_side(home, config, cdn)
         first, second = sorted(steps(instance))
     assert (second[0] < first[1]) == (limit == 2)
     assert cdn.requests.peak == limit
 
 
-def run_side_by_side(home: Path, config: Any) -> None:
+def run_side_by_side(home: Path, config: Any, cdn: CdnServer) -> None:
+    """Run one partition, and the other while the CDN is answering the first.
+
+    Not both at the same moment: Dagster looks for a free place in a pool and takes it in two statements, without a lock
+    in SQLite, so two steps that do so within a few ms can get the same one.
+    """
     environment = os.environ | {
         "TIF1_CDN_URLS": ",".join(config.cdn_urls),
         "TIF1_SCHEDULE_URLS": ",".join(config.schedule_urls),
@@ -81,6 +88,11 @@ def run_side_by_side(home: Path, config: Any) -> None:
             assert process.stdin is not None
             process.stdin.write("go\n")
             process.stdin.flush()
+            deadline = time.monotonic() + 60
+            while process is processes[0] and not cdn.requests.peak:
+                assert process.poll() is None, "the first run is over and has asked for nothing"
+                assert time.monotonic() < deadline, "the first run asks for nothing"
+                time.sleep(0.02)
         assert [process.wait(60) for process in processes] == [0, 0]
 
 
