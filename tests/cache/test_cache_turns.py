@@ -1,6 +1,8 @@
 """Who waits for the write lock gets it: threads in their order, processes the sooner the longer they have waited."""
 
 import sqlite3
+import subprocess
+import sys
 import threading
 import time
 from pathlib import Path
@@ -8,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from tif1_pipeline.cache.turns import Turn, begin
+from tif1_pipeline.cache.turnstile import Turnstile
 
 
 def test_threads_get_their_turn_in_the_order_in_which_they_ask() -> None:
@@ -89,4 +92,114 @@ def test_a_lock_that_does_not_come_free_is_an_error(file: Path) -> None:
         begin(connection, "BEGIN IMMEDIATE", 0.2)
     assert 0.2 <= time.monotonic() - started < 2
     holder.close()
+    connection.close()
+
+
+TAKE_TURNS = """
+import sys, time
+from pathlib import Path
+from tif1_pipeline.cache.turnstile import Turnstile
+turnstile, passed = Turnstile(Path(sys.argv[1])), 0
+print("ready", flush=True)
+sys.stdin.readline()
+until = time.monotonic() + 2
+while time.monotonic() < until:
+    with turnstile.passing(10) as is_next:
+        assert is_next
+        passed += 1
+        time.sleep(0.004)
+print(passed)
+"""
+
+
+def test_processes_take_turns(tmp_path: Path) -> None:
+    processes = [
+        subprocess.Popen(
+            [sys.executable, "-c", TAKE_TURNS, str(tmp_path)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for _ in range(5)
+    ]
+    for process in processes:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "ready\n"
+    for process in processes:
+        assert process.stdin is not None
+        process.stdin.write("go\n")
+        process.stdin.flush()
+    passed = [int(process.communicate(timeout=30)[0]) for process in processes]
+    assert min(passed) >= max(passed) / 3 > 1, passed
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_who_holds_the_turnstile_too_long_is_passed_by(tmp_path: Path) -> None:
+    held, turnstile = Turnstile(tmp_path), Turnstile(tmp_path)
+    before = threading.active_count()
+    with held.passing(1) as is_next:
+        assert is_next
+        started = time.monotonic()
+        with turnstile.passing(0.2) as is_next:
+            assert not is_next
+        assert 0.2 <= time.monotonic() - started < 2
+        started = time.monotonic()
+        with turnstile.passing(5) as is_next:  # and not waited for each time
+            assert not is_next
+        assert time.monotonic() - started < 1
+    deadline = time.monotonic() + 10
+    while threading.active_count() > before and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert threading.active_count() == before
+    with Turnstile(tmp_path).passing(0) as is_next:  # whoever waited for the former has let go of it
+        assert is_next
+
+
+def test_a_killed_process_lets_the_next_one_in(tmp_path: Path) -> None:
+    script = TAKE_TURNS.replace("time.sleep(0.004)", 'print("in", flush=True); time.sleep(60)')
+    with subprocess.Popen(
+        [sys.executable, "-c", script, str(tmp_path)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as process:
+        try:
+            assert process.stdin is not None
+            assert process.stdout is not None
+            process.stdin.write("go\n")
+            process.stdin.flush()
+            assert [process.stdout.readline() for _ in range(2)] == ["ready\n", "in\n"]
+            threading.Timer(0.3, process.kill).start()
+            started = time.monotonic()
+            with Turnstile(tmp_path).passing(20) as is_next:
+                assert is_next
+            assert 0.1 < time.monotonic() - started < 10
+        finally:
+            process.kill()
+
+
+def test_threads_of_one_turnstile_do_not_wait_for_each_other(tmp_path: Path) -> None:
+    held, turnstile = Turnstile(tmp_path), Turnstile(tmp_path)
+    got: list[bool] = []
+
+    def wait() -> None:
+        with turnstile.passing(20) as is_next:
+            got.append(is_next)
+
+    with held.passing(1):
+        waiting = threading.Thread(target=wait)
+        waiting.start()
+        while turnstile._called is None:
+            time.sleep(0.001)
+        with turnstile.passing(20) as is_next:
+            assert not is_next
+    waiting.join(20)
+    assert got == [True]
+
+
+def test_a_folder_that_cannot_be_locked_is_no_obstacle(tmp_path: Path, file: Path) -> None:
+    turnstile = Turnstile(tmp_path / "gone")
+    with turnstile.passing(5) as is_next:
+        assert not is_next
+    connection = connect(file)
+    begin(connection, "BEGIN IMMEDIATE", 1, turnstile)
+    assert connection.in_transaction
     connection.close()

@@ -8,6 +8,7 @@ from sqlalchemy.event import listens_for
 from tif1_pipeline.cache import connection as sqlite
 from tif1_pipeline.cache.connection import Identity, Settings
 from tif1_pipeline.cache.turns import begin
+from tif1_pipeline.cache.turnstile import Turnstile
 
 
 def make_engine(settings: Settings, identity: Identity | None, size: int) -> sa.Engine:
@@ -27,11 +28,14 @@ def make_engine(settings: Settings, identity: Identity | None, size: int) -> sa.
         pool_timeout=settings.lock_timeout,
     )
 
+    turnstile = Turnstile(settings.path.parent)
+
     @listens_for(engine, "begin")
     def _(connection: sa.Connection) -> None:
         options = connection.get_execution_options()
         driver: Any = connection.connection.driver_connection
         # Taking the write lock at once: a transaction that starts as a reader can fail when it turns into a writer.
-        begin(driver, options.get("begin", "BEGIN IMMEDIATE"), options["lock_seconds"])
+        statement = options.get("begin", "BEGIN IMMEDIATE")
+        begin(driver, statement, options["lock_seconds"], turnstile if statement == "BEGIN IMMEDIATE" else None)
 
     return engine

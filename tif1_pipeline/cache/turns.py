@@ -9,12 +9,16 @@ import sqlite3
 import threading
 import time
 from collections import deque
+from contextlib import nullcontext
 
 from tif1_pipeline.cache.failures import is_locked
+from tif1_pipeline.cache.turnstile import Turnstile
 
 _YOUNG_SECONDS, _OLD_SECONDS = 0.002, 0.001
-"""Between two looks at the lock by those that have just come, and by those that have waited for :data:`_OLD_AGE`."""
+"""Between two looks at the lock by those that have just come, and by who is next or has waited for :data:`_OLD_AGE`."""
 _OLD_AGE = 0.5
+_TURNSTILE_SECONDS = 2.0
+"""After which a writer no longer waits to be next, and asks for the lock beside the others."""
 
 
 class Turn:
@@ -59,30 +63,32 @@ class Turn:
                 self._is_taken = False
 
 
-def begin(connection: sqlite3.Connection, statement: str, seconds: float) -> None:
+def begin(connection: sqlite3.Connection, statement: str, seconds: float, turnstile: Turnstile | None = None) -> None:
     """Begin a transaction.
 
     Args:
         connection: Waits as long for any other lock, too.
         statement: ``BEGIN`` or ``BEGIN IMMEDIATE``.
         seconds: To wait for the lock.
+        turnstile: Says who is next.
 
     Raises:
         sqlite3.OperationalError: Others held the lock for longer.
     """
     connection.execute("PRAGMA busy_timeout=0")
-    started = time.monotonic()
+    started, patience = time.monotonic(), min(seconds, _TURNSTILE_SECONDS)
     try:
-        while True:
-            try:
-                connection.execute(statement)
-            except sqlite3.OperationalError as error:
-                waited = time.monotonic() - started
-                if waited >= seconds or not is_locked(error):
-                    raise
-            else:
-                return
-            pause = _YOUNG_SECONDS if waited < _OLD_AGE else _OLD_SECONDS
-            time.sleep(min(pause * random.uniform(0.5, 1.5), seconds - waited))  # at once they would meet again
+        with turnstile.passing(patience) if turnstile else nullcontext() as is_next:
+            while True:
+                try:
+                    connection.execute(statement)
+                except sqlite3.OperationalError as error:
+                    waited = time.monotonic() - started
+                    if waited >= seconds or not is_locked(error):
+                        raise
+                else:
+                    return
+                pause = _OLD_SECONDS if is_next or waited >= _OLD_AGE else _YOUNG_SECONDS
+                time.sleep(min(pause * random.uniform(0.5, 1.5), seconds - waited))  # at once they would meet again
     finally:
         connection.execute(f"PRAGMA busy_timeout={round(seconds * 1000)}")
