@@ -89,6 +89,37 @@ def test_telemetry_of_laps_that_the_table_lacks_is_found(client, season):
     assert found - in_table, "the untidy season has telemetry beyond the lap table"
 
 
+def test_parts_are_told_of_while_others_are_fetched(client, cdn):
+    look_up = look_up_with(client, RACE)
+    look_up("drivers"), look_up("laps")
+    cdn.requests.clear()
+    told, asked = {}, []
+
+    def on_part(name, rows):
+        told[name] = rows
+        asked.append(cdn.requests.total)
+
+    table = fetch_table(client, RACE, "telemetry", look_up, on_part=on_part).table
+    assert list(told) == table["Driver"].unique().to_pylist()
+    assert asked[0] < asked[-1] <= cdn.requests.total
+    assert sum(rows.num_rows for rows in told.values()) == table.num_rows
+    at = 0
+    for name, rows in told.items():
+        part = table.slice(at, rows.num_rows)
+        assert set(part["Driver"].to_pylist()) == {name}
+        assert part["Speed"].chunk(0).buffers()[1].address == rows["Speed"].chunk(0).buffers()[1].address
+        at += rows.num_rows
+
+
+def test_telling_of_parts_changes_nothing(client, cdn):
+    cdn.hide("Race/session_laptimes.json")
+    for key in (RACE, QUALIFYING):  # which has laps that are found in a second round
+        plain = fetch_table(client, key, "telemetry", look_up_with(client, key))
+        told = fetch_table(client, key, "telemetry", look_up_with(client, key), on_part=lambda name, rows: None)
+        assert told.table.equals(plain.table)
+        assert (told.url, told.files_missing, told.raw_bytes) == (plain.url, plain.files_missing, plain.raw_bytes)
+
+
 def test_missing_telemetry_files_are_counted_not_fatal(client, cdn):
     look_up = look_up_with(client, RACE)
     laps = look_up("laps")

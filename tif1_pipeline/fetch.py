@@ -3,8 +3,8 @@
 The asset, the session and warming all come through :func:`fetch_table`, so they cannot disagree.
 """
 
-from collections import defaultdict
-from collections.abc import Callable, Iterable
+from collections import Counter, defaultdict, deque
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -20,6 +20,10 @@ from tif1_pipeline.keys import FIRST_SEASON, SessionKey
 
 LookUp = Callable[[str], pa.Table]
 """Gives another table of the same session by data type: telemetry needs to know drivers and laps."""
+
+OnPart = Callable[[str, pa.Table], None]
+"""Is given a part of a table while the rest is being fetched: its name, and the rows that the table will have, too, in
+the same memory, unless what comes later changes them. Called in the order of the table, in the client's thread."""
 
 _MOST_LAPS = 1000
 """A day of testing has about 180; a lap table that says more would have us ask for so many files."""
@@ -64,6 +68,7 @@ def fetch_table(
     stats: CdnStats | None = None,
     telemetry_dtype: Literal["float32", "float64"] = "float32",
     on_done: Callable[[CdnFile], None] | None = None,
+    on_part: OnPart | None = None,
 ) -> FetchedTable:
     """Fetch and decode one table of a session.
 
@@ -77,6 +82,7 @@ def fetch_table(
         stats: Counts requests and bytes.
         telemetry_dtype: Type of the telemetry channels.
         on_done: Called after each telemetry file.
+        on_part: Called for each part of a table that is made of parts, as soon as it is known.
 
     Raises:
         DataNotFoundError: The CDN does not have it (yet).
@@ -90,7 +96,9 @@ def fetch_table(
     if dataset == "laps":
         return _fetch_laps(client, key, look_up, validators, stats)
     if dataset == "telemetry":
-        return fetch_telemetry(client, key, look_up, stats=stats, dtype=telemetry_dtype, on_done=on_done)
+        return fetch_telemetry(
+            client, key, look_up, stats=stats, dtype=telemetry_dtype, on_done=on_done, on_part=on_part
+        )
     fetched = client.fetch(_file(key, _file_name(dataset)), _SINGLE_FILE[dataset], validators=validators, stats=stats)
     return _single(fetched)
 
@@ -187,6 +195,7 @@ def fetch_telemetry(
     stats: CdnStats | None = None,
     dtype: Literal["float32", "float64"] = "float32",
     on_done: Callable[[CdnFile], None] | None = None,
+    on_part: OnPart | None = None,
 ) -> FetchedTable:
     """Fetch the telemetry of a session, of one driver, or of one lap.
 
@@ -219,8 +228,10 @@ def fetch_telemetry(
     whose = "all drivers" if driver is None else driver if lap is None else f"{driver} in lap {lap}"
     what = f"telemetry of {whose}, {key}"
     asked: dict[CdnFile, tuple[str, int]] = dict(files)
+    tell = on_done if on_part is None else _telling_parts(builder, files, on_part, on_done)
     while files:
-        results = client.fetch_many(files, add, stats=stats, on_done=on_done)
+        results = client.fetch_many(files, add, stats=stats, on_done=tell)
+        tell = on_done  # there is seldom a second round, and then for a few laps
         # A lap past the last known one is most likely not there: one mirror that says so is enough.
         guesses = [ahead.get(code) == number for code, number in files.values()]
         found = _found(
@@ -250,6 +261,34 @@ def fetch_telemetry(
     # In the order asked for: files come in any order, and the same content must make the same table.
     table = builder.table([code for code, _ in asked.values()])
     return FetchedTable(table, url=url, files_missing=missing, raw_bytes=raw_bytes)
+
+
+def _telling_parts(
+    builder: decode.TelemetryBuilder,
+    files: Mapping[CdnFile, tuple[str, int]],
+    on_part: OnPart,
+    on_done: Callable[[CdnFile], None] | None,
+) -> Callable[[CdnFile], None]:
+    """Return what is to be called after each file: it tells of the drivers whose files are all there, in their order.
+
+    Files are asked for driver by driver, so that is about how they come.
+    """
+    to_come = Counter(driver for driver, _ in files.values())
+    last = dict(files.values())
+    drivers = deque(last)
+
+    def done(file: CdnFile) -> None:
+        to_come[files[file][0]] -= 1
+        while drivers and not to_come[drivers[0]]:
+            driver = drivers.popleft()
+            if builder.has(driver, last[driver]):  # more may come, and then the later ones lie elsewhere
+                drivers.clear()
+            elif (rows := builder.finish(driver)) is not None:
+                on_part(driver, rows)
+        if on_done is not None:
+            on_done(file)
+
+    return done
 
 
 def _last_laps(look_up: LookUp) -> dict[str, int]:

@@ -11,6 +11,7 @@ from tif1_pipeline.cache import Cache
 from tif1_pipeline.cache.ages import OF_THE_CALENDAR, max_age
 from tif1_pipeline.cache.assembly import values_of
 from tif1_pipeline.cache.base import Backend, EntryInfo, Fresh, Hit, Source
+from tif1_pipeline.cache.early import EarlyParts
 from tif1_pipeline.cache.frames import from_table
 from tif1_pipeline.cache.templates import is_number, number_type
 from tif1_pipeline.calendar import SeasonCalendar
@@ -22,7 +23,7 @@ from tif1_pipeline.keys import EntryKey, SessionKey, schedule_entry
 if TYPE_CHECKING:
     from tif1_pipeline.cdn.base import CdnFile, CdnStats
     from tif1_pipeline.cdn.client import CdnClient
-    from tif1_pipeline.fetch import FetchedTable
+    from tif1_pipeline.fetch import FetchedTable, OnPart
 
 OnDone = Callable[["CdnFile"], None]
 
@@ -55,7 +56,7 @@ class Reader:
         return self._through(
             schedule_entry(year),
             "schedule",
-            lambda validators: self.fetch_schedule(year, validators, stats),
+            lambda validators, _: self.fetch_schedule(year, validators, stats),
             as_,
             max_age=self._max_age(schedule_entry(year)),
         )
@@ -131,7 +132,7 @@ class Reader:
         return self._through(
             entry,
             dataset,
-            lambda validators: self.fetch(key, dataset, validators, stats, on_done),
+            lambda validators, on_part: self.fetch(key, dataset, validators, stats, on_done, on_part),
             as_,
             columns=columns,
             parts=drivers,
@@ -170,7 +171,7 @@ class Reader:
             if lap is not None and self._cache.info(whole.of_part(driver)) is not None:
                 return self._lap_of(self.driver_telemetry(key, driver, stats=stats), key, driver, lap, as_)
 
-        def fetch(_: Any) -> "FetchedTable":
+        def fetch(*_: Any) -> "FetchedTable":
             from tif1_pipeline.fetch import fetch_telemetry
 
             return fetch_telemetry(
@@ -195,6 +196,7 @@ class Reader:
         validators: Any = None,
         stats: "CdnStats | None" = None,
         on_done: OnDone | None = None,
+        on_part: "OnPart | None" = None,
     ) -> "FetchedTable":
         """Fetch one table of a session from the CDN, whatever is stored; what else it takes comes through the cache."""
         from tif1_pipeline.fetch import fetch_table
@@ -209,6 +211,7 @@ class Reader:
             stats=stats,
             telemetry_dtype=self._config.telemetry_dtype,  # type: ignore[arg-type] - checked by the setting
             on_done=on_done,
+            on_part=on_part,
         )
 
     def fetch_schedule(self, year: int, validators: Any = None, stats: "CdnStats | None" = None) -> "FetchedTable":
@@ -226,7 +229,7 @@ class Reader:
         self,
         entry: Any,
         dataset: str,
-        fetch: Callable[[Any], "FetchedTable"],
+        fetch: Callable[[Any, "OnPart | None"], "FetchedTable"],
         as_: Backend,
         *,
         columns: Sequence[str] | None = None,
@@ -235,16 +238,17 @@ class Reader:
         part_by: str | None = None,
     ) -> Hit:
         if self._cache is None:
-            table = fetch(None).table
+            table = fetch(None, None).table
             assert table is not None, "nothing was sent that could be unmodified"  # noqa: S101
             if parts is not None:
                 table = rows_of(table, "Driver", parts)
             return Hit(from_table(table if columns is None else table.select(list(columns)), as_), "cdn", None)
 
         def fresh(stored: EntryInfo | None) -> Fresh:
-            fetched = fetch(_validators(stored))
+            early = EarlyParts(self._config.cache_compression_level) if part_by else None
+            fetched = fetch(_validators(stored), early.add if early else None)
             source = Source(fetched.url, fetched.validators.etag, fetched.validators.last_modified)
-            return Fresh(fetched.table, source, fetched.not_modified)
+            return Fresh(fetched.table, source, fetched.not_modified, early)
 
         return self._cache.read_through(
             entry,

@@ -82,7 +82,7 @@ def test_race_telemetry_equals_the_files(event: Path):
     assert table.schema.equals(TELEMETRY.schema, check_metadata=True)
     files = telemetry_files(event / "Race")
     assert len(files) == 927
-    columns = {name: table[name].chunk(0) for name in table.schema.names}
+    columns = {name: table[name].combine_chunks() for name in table.schema.names}
     at, with_nan = 0, 0
     for driver, lap, path in files:
         body = path.read_bytes()

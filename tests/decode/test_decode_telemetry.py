@@ -342,6 +342,62 @@ def test_laps_of_all_sizes_leave_each_other_alone():
     assert builder.table()["X"].to_pylist() == [lap + at / 7 for lap, size in sizes.items() for at in range(size)]
 
 
+def memory(table: pa.Table) -> list[Any]:
+    """Return where the numbers of a table lie."""
+    plain = [column.chunk(0) for column in table.columns]
+    return [(array.indices if pa.types.is_dictionary(array.type) else array).buffers()[1].address for array in plain]
+
+
+def test_finished_drivers_are_in_the_table_as_they_were_handed_out():
+    builder, plain = TelemetryBuilder(), TelemetryBuilder()
+    laps = {(driver, lap): encode(lap_of(40 + lap, lap)) for driver in ("HAM", "VER", "ALB") for lap in (2, 1, 3)}
+    handed = {}
+    for driver in ("VER", "HAM", "ALB"):
+        for (code, lap), body in laps.items():
+            if code == driver:
+                builder.add(code, lap, body)
+                plain.add(code, lap, body)
+        handed[driver] = builder.finish(driver)
+    assert builder.finish("SAI") is None
+    table = builder.table(["VER", "SAI", "HAM"])
+    assert table.equals(plain.table(["VER", "SAI", "HAM"]))
+    at = 0
+    for rows in handed.values():
+        part = table.slice(at, rows.num_rows)
+        assert part.to_pydict() == rows.to_pydict()  # their dictionaries are shorter
+        assert memory(part) == memory(rows)
+        at += rows.num_rows
+    assert at == table.num_rows
+    assert [chunk.dictionary for chunk in table["Driver"].chunks] == 3 * [pa.array(["VER", "HAM", "ALB"])]
+
+
+def test_more_may_come_after_a_driver_was_finished():
+    laps = {("VER", 1): encode(lap_of(9, 1)), ("HAM", 1): encode(lap_of(8, 2)), ("HAM", 2): encode(lap_of(5, 3))}
+    builder, plain = TelemetryBuilder(), TelemetryBuilder()
+    for place, body in laps.items():
+        plain.add(*place, body)
+    builder.add("VER", 1, laps["VER", 1])
+    builder.add("HAM", 1, laps["HAM", 1])
+    builder.finish("VER")
+    with pytest.raises(ValueError, match="lap 2 of VER"):
+        builder.add("VER", 2, laps["HAM", 2])
+    builder.add("HAM", 2, laps["HAM", 2])
+    assert (builder.has("HAM", 2), builder.has("HAM", 3), builder.has("VER", 1)) == (True, False, False)
+    for order in (["ALB", "HAM", "VER"], ["HAM"], ["VER"], ()):
+        assert builder.table(order).equals(plain.table(order))
+
+
+def test_unknown_channels_of_finished_drivers_are_kept():
+    builder, plain = TelemetryBuilder(), TelemetryBuilder()
+    for driver, more in (("VER", {}), ("HAM", {"tyre": [1.5, None]}), ("ALB", {"tyre": ["soft", "hard"]})):
+        body = encode({"time": [0.1, 0.2], **more})
+        builder.add(driver, 1, body)
+        plain.add(driver, 1, body)
+        builder.finish(driver)
+    assert builder.table().equals(plain.table())
+    assert builder.table()["tyre"].to_pylist() == [None, None, "1.5", None, "soft", "hard"]
+
+
 def test_threads_fill_one_builder():
     bodies = {(driver, lap): encode(lap_of(200 + lap, lap)) for driver in ("VER", "HAM") for lap in range(1, 41)}
     alone, shared = TelemetryBuilder(), TelemetryBuilder()

@@ -9,7 +9,10 @@ batches.
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
+
+if TYPE_CHECKING:
+    from tif1_pipeline.cache.early import EarlyParts
 
 Backend = Literal["pandas", "polars", "arrow", "json"]
 """What a value is: a pandas or polars frame, an Arrow table, or anything that JSON can say."""
@@ -115,9 +118,11 @@ class Written:
 class Fresh:
     """What a fetch brought: a new value, or the word that the stored one is current (``not_modified``).
 
-    The memory of the value is the cache's from then on: whoever made it must not change it any more.
+    The memory of the value is the cache's from then on: whoever made it must not change it any more. ``early`` are
+    parts of the table that were given to be encoded while others were being fetched.
     """
 
     value: Any
     source: Source = Source()
     not_modified: bool = False
+    early: "EarlyParts | None" = None

@@ -5,13 +5,16 @@ import zlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 
 from tif1_pipeline.cache import parquet, physical, threads
 from tif1_pipeline.cache.exact import same
 from tif1_pipeline.exceptions import CacheError, CorruptEntryError, InvalidDataError
+
+if TYPE_CHECKING:
+    from tif1_pipeline.cache.early import EarlyParts
 
 FORMAT_VERSION = 1
 """Raised when stored bytes of the former version must not be read any more."""
@@ -37,6 +40,10 @@ _GROUP = 1 << 17
 
 Rows = tuple[int, int] | pa.Array
 """Rows of a table: the first one and their number, or the number of each."""
+Codecs = dict[str, str] | str
+"""How to compress each physical column, or all of them."""
+PartBytes = tuple[bytes, str, bytes]
+"""A part's bytes, with their checksum and digest."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,13 +150,14 @@ def decode_json(blob: Blob, size: int) -> bytes:
 # ---- tables
 
 
-def encode_table(table: pa.Table, level: int, part_by: str | None = None) -> Encoded:
+def encode_table(table: pa.Table, level: int, part_by: str | None = None, early: "EarlyParts | None" = None) -> Encoded:
     """Encode a table.
 
     Args:
         table: With distinct column names.
         level: Of zstd.
         part_by: Column whose values become parts that can be read alone.
+        early: Parts that have been encoded already.
 
     Raises:
         InvalidDataError: Parquet would return a column changed, or the table cannot be split by that column.
@@ -164,8 +172,12 @@ def encode_table(table: pa.Table, level: int, part_by: str | None = None) -> Enc
     plain = physical.to_physical(table)
     if any(isinstance(rows, pa.Array) for rows in lies.values()):
         plain = plain.append_column(ROW, pa.array(range(table.num_rows), pa.int64()))
-    codecs = _codecs(take(plain, next(iter(lies.values()))).slice(0, _TRIAL), level)
-    written = threads.each(lambda rows: _write(take(plain, rows), level, codecs), list(lies.values()))
+    parts = {name: physical.with_own_nulls(take(plain, rows)) for name, rows in lies.items()}
+    known, done = (None, {}) if early is None else early.of(parts, level)
+    codecs = known or choose_codecs(next(iter(parts.values())), level)
+    left = [name for name in parts if name not in done]
+    done |= zip(left, threads.each(lambda name: write_part(parts[name], level, codecs), left), strict=True)
+    written = [done[name] for name in parts]
     header = physical.write_header(table)
     encoded = Encoded(
         Blob("header", header, crc(header)),
@@ -230,7 +242,8 @@ def read_part(blob: Blob, columns: list[str] | None, group: int | None = None) -
         CorruptEntryError: It does not decode.
     """
     with translated():
-        return parquet.read(blob.data, columns, group)
+        part = parquet.read(blob.data, columns, group)
+        return pa.Table.from_arrays(part.columns, schema=physical.with_nullable_floats(part.schema))
 
 
 def put_together(parts: Sequence[pa.Table], empty: pa.Table, *, in_order: bool) -> pa.Table:
@@ -321,21 +334,21 @@ def _check_columns(table: pa.Table) -> None:
         seen.add(name)
 
 
-def _write(plain: pa.Table, level: int, codecs: dict[str, str] | str) -> tuple[bytes, str, bytes]:
-    """Encode a part; returns the bytes with their checksum and digest."""
+def write_part(plain: pa.Table, level: int, codecs: Codecs) -> PartBytes:
+    """Encode a physical part."""
     data, _ = _to_parquet(plain, level, codecs)
     # Each thread keeps what its last part took: 40 MB of a race's telemetry, beside the frame that is read next.
     pa.default_memory_pool().release_unused()
     return data, crc(data), digest(data)
 
 
-def _to_parquet(plain: pa.Table, level: int, codecs: dict[str, str] | str) -> tuple[bytes, dict[str, Any]]:
+def _to_parquet(plain: pa.Table, level: int, codecs: Codecs) -> tuple[bytes, dict[str, Any]]:
     """Encode a physical table; returns the bytes, and what became of each physical column.
 
     Args:
         plain: The table.
         level: Of zstd.
-        codecs: How to compress each physical column, or all of them.
+        codecs: How to compress.
     """
     import pyarrow.parquet as pq
 
@@ -368,13 +381,14 @@ def _to_parquet(plain: pa.Table, level: int, codecs: dict[str, str] | str) -> tu
     return sink.getvalue().to_pybytes(), columns
 
 
-def _codecs(trial: pa.Table, level: int) -> dict[str, str] | str:
-    """Return how to compress columns, by what becomes of their first rows.
+def choose_codecs(first: pa.Table, level: int) -> Codecs:
+    """Return how to compress columns, by what becomes of the first rows of the first physical part.
 
     Small ones with zstd, which makes the smallest. Accelerations and times of a race's telemetry shrink by a fifth, and
     would take longer to inflate than to decode. Of its other measurements, whose bytes BYTE_STREAM_SPLIT has sorted,
     lz4 makes nearly as little as zstd and inflates them in a fifth of the time.
     """
+    trial = first.slice(0, _TRIAL)
     if trial.num_rows * 8 < _SMALL:
         return "zstd"
     small, smaller = _to_parquet(trial, level, "zstd")[1], _to_parquet(trial, level, "lz4")[1]

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pyarrow as pa
 
-from tif1_pipeline.cache import codec, frames, parquet, templates, threads
+from tif1_pipeline.cache import codec, frames, parquet, physical, templates, threads
 from tif1_pipeline.cache.assembly import Assembly
 from tif1_pipeline.cache.base import EntryInfo
 from tif1_pipeline.cache.codec import Blob
@@ -93,6 +93,7 @@ class Decoding:
             codec.verify(blob)
         with codec.translated():
             schema, groups = parquet.layout(blob.data)
+            schema = physical.with_nullable_floats(schema)
             if self._schema is None:
                 self._schema = schema
                 if codec.ROW in schema.names:  # the parts' rows are not in the table's order

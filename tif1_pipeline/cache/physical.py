@@ -5,6 +5,8 @@ to milliseconds, and knows no durations. So what it is given is the physical tab
 values), and the exact Arrow schema travels beside with the dictionaries, as an empty Arrow IPC stream.
 """
 
+from collections.abc import Container
+
 import pyarrow as pa
 
 
@@ -45,15 +47,43 @@ def _view(column: pa.ChunkedArray, type_: pa.DataType) -> pa.ChunkedArray:
     return pa.chunked_array([chunk.view(type_) for chunk in column.chunks], type_)
 
 
-def to_physical(table: pa.Table) -> pa.Table:
-    """Return a table of the types that Parquet keeps; its dictionaries must be unified."""
+def to_physical(table: pa.Table, nullable: Container[str] = ()) -> pa.Table:
+    """Return a table of the types that Parquet keeps; its dictionaries must be unified.
+
+    Args:
+        table: The exact one.
+        nullable: Columns that are to be nullable, beside those that have nulls.
+    """
     columns = [_physical_column(column) for column in table.columns]
     fields = [
         # Without nulls nothing needs to be said about them: a fifth less time to read.
-        pa.field(name, column.type, nullable=column.null_count > 0 or is_odd(column.type))
+        pa.field(name, column.type, nullable=name in nullable or column.null_count > 0 or is_odd(column.type))
         for name, column in zip(table.column_names, columns, strict=True)
     ]
     return pa.Table.from_arrays(columns, schema=pa.schema(fields))
+
+
+def with_own_nulls(part: pa.Table) -> pa.Table:
+    """Return a part of a physical table, with floats nullable only if it has nulls itself.
+
+    Of whole numbers all parts say the same: what they become in pandas depends on it.
+    """
+    return pa.Table.from_arrays(
+        part.columns,
+        schema=pa.schema(
+            field.with_nullable(column.null_count > 0) if _is_float(field) else field
+            for field, column in zip(part.schema, part.columns, strict=True)
+        ),
+    )
+
+
+def with_nullable_floats(schema: pa.Schema) -> pa.Schema:
+    """Return the schema of a stored part as those of all parts of the table can be."""
+    return pa.schema(field.with_nullable(True) if _is_float(field) else field for field in schema)
+
+
+def _is_float(field: pa.Field) -> bool:
+    return pa.types.is_float32(field.type) or pa.types.is_float64(field.type)
 
 
 def write_header(table: pa.Table) -> bytes:

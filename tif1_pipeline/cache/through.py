@@ -54,9 +54,9 @@ class ReadThrough:
     ) -> Hit:
         """Return the stored value if it is young enough, else fetch it once for all who wait for it."""
         if not self._tiered.config.cache_enabled:
-            value = fetch(None).value
-            backend = frames.backend_of(value)
-            content, encoded = self._tiered.encode(value, backend, part_by, is_ours=True)
+            fresh = fetch(None)
+            backend = frames.backend_of(fresh.value)
+            content, encoded = self._tiered.encode(fresh.value, backend, part_by, is_ours=True, early=fresh.early)
             info = new_info(key, encoded, backend, Source(), schema_version)
             return Hit(self._view_of(info, content, view), "cdn", None)
         started = time.perf_counter()
@@ -145,7 +145,10 @@ class ReadThrough:
                 return info, None
             if fresh.not_modified:
                 return self._touch(key, info, fresh.source), None
-            return self._tiered.store(key, fresh.value, fresh.source, part_by, schema_version, is_ours=True)[1:]
+            stored = self._tiered.store(
+                key, fresh.value, fresh.source, part_by, schema_version, is_ours=True, early=fresh.early
+            )
+            return stored[1:]
         finally:
             release()
 

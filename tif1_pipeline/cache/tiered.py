@@ -8,7 +8,7 @@ import weakref
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from tif1_pipeline import __version__
 from tif1_pipeline.cache import audit, codec, frames, jsonvalue, metrics, views
@@ -30,6 +30,9 @@ from tif1_pipeline.exceptions import (
     InvalidDataError,
 )
 from tif1_pipeline.keys import EntryKey
+
+if TYPE_CHECKING:
+    from tif1_pipeline.cache.early import EarlyParts
 
 _log = logging.getLogger(__name__)
 _trace = logging.getLogger("tif1_pipeline.cache.trace")
@@ -272,11 +275,12 @@ class Tiered:
         schema_version: int,
         *,
         is_ours: bool = False,
+        early: "EarlyParts | None" = None,
     ) -> tuple[Written, EntryInfo, Content]:
         """Store a value as :meth:`write`; returns its metadata and content too, also where the disk refused it."""
         started = time.perf_counter()
         backend = frames.backend_of(value)
-        content, encoded = self.encode(value, backend, part_by, is_ours=is_ours)
+        content, encoded = self.encode(value, backend, part_by, is_ours=is_ours, early=early)
         info = new_info(key, encoded, backend, source, schema_version)
         epoch, on_disk, reason = 0, None, None
         try:
@@ -312,7 +316,13 @@ class Tiered:
             cleanup.after_write(self, info.compressed_size)
 
     def encode(
-        self, value: Any, backend: Backend, part_by: str | None, *, is_ours: bool
+        self,
+        value: Any,
+        backend: Backend,
+        part_by: str | None,
+        *,
+        is_ours: bool,
+        early: "EarlyParts | None" = None,
     ) -> tuple[Content, codec.Encoded]:
         """Return a value in memory of its own, which that of a value that is ours is already, and as stored bytes."""
         level = self.config.cache_compression_level
@@ -322,7 +332,7 @@ class Tiered:
             return Content(None, text, encoded.lies), encoded
         table = frames.to_table(value, backend)
         table = table.unify_dictionaries() if is_ours else codec.own(table)
-        encoded = codec.encode_table(table, level, part_by)
+        encoded = codec.encode_table(table, level, part_by, early)
         return Content(table, b"", encoded.lies), encoded
 
     def _save(self, info: EntryInfo, encoded: codec.Encoded) -> tuple[int, EntryInfo]:

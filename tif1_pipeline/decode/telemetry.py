@@ -6,14 +6,14 @@ bare ``NaN`` or anything else unusual as a whole.
 """
 
 import threading
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import pyarrow as pa
 
-from tif1_pipeline.datasets import CATEGORY, CHANNEL, DURATION, FLAG, FLOAT, TELEMETRY, TEXT
+from tif1_pipeline.datasets import CHANNEL, DURATION, FLAG, FLOAT, TELEMETRY, TEXT
 from tif1_pipeline.decode import columns, parsing
 from tif1_pipeline.exceptions import InvalidDataError
 from tif1_pipeline.keys import fold
@@ -59,6 +59,23 @@ class _Lap:
     extra: dict[str, pa.Array]
 
 
+@dataclass(slots=True)
+class _Drive:
+    """The laps of one driver, joined.
+
+    Attributes:
+        columns: Those that need nothing of other drivers, by name.
+        ahead: Driver ahead.
+        extra: Number of samples and unknown channels of each lap.
+        rows: As they were last returned, after the codes of the driver and of the drivers ahead in them.
+    """
+
+    columns: dict[str, pa.Array]
+    ahead: pa.DictionaryArray
+    extra: list[tuple[int, dict[str, pa.Array]]]
+    rows: tuple[int, list[int], pa.Table] | None = None
+
+
 class TelemetryBuilder:
     """Collects the laps of one session, in any order and from any number of threads, into one table.
 
@@ -73,6 +90,8 @@ class TelemetryBuilder:
         self._expected = expected
         # Setting an item is atomic, so threads need no lock.
         self._laps: dict[tuple[str, int], _Lap] = {}
+        self._finished: dict[str, _Drive] = {}
+        self._ahead: dict[str, int] = {}
         # A simdjson parser keeps its memory for the next file, and serves one thread.
         self._local = threading.local()
 
@@ -89,7 +108,10 @@ class TelemetryBuilder:
 
         Raises:
             InvalidDataError: The body is not such a file, or it is another lap's. The builder is as before.
+            ValueError: The driver is finished.
         """
+        if driver in self._finished:
+            raise ValueError(f"lap {lap} of {driver} comes after the driver was finished")
         file = f"{driver}/{lap}_tel.json"
         with parsing.reading(file):
             tel = self._parse(body, file)
@@ -127,74 +149,114 @@ class TelemetryBuilder:
                 columns=[_KEY],
             )
 
+    def has(self, driver: str, lap: int) -> bool:
+        """Tell whether a lap was added, of a driver who is not finished."""
+        return (driver, lap) in self._laps
+
+    def finish(self, driver: str) -> pa.Table | None:
+        """Return the rows of a driver of whom no more laps come; None if there are none.
+
+        Called in the order of the table, which then has these very rows, in the same memory, as long as no file has
+        unknown channels.
+        """
+        laps = {lap: decoded for (code, lap), decoded in self._laps.copy().items() if code == driver}
+        if not laps:
+            return None
+        drive = self._finished[driver] = _join(laps, self._schema)
+        for lap in laps:
+            del self._laps[driver, lap]
+        return self._rows(drive, list(self._finished), self._ahead)
+
     def table(self, drivers: Sequence[str] = ()) -> pa.Table:
         """Return all laps as one table.
 
         Args:
-            drivers: Their order; those not named follow in the order in which they first came.
+            drivers: Their order; those not named follow, the finished ones first, as they were finished, then the
+                others in the order in which they first came.
 
         Returns:
-            One row a sample, by driver, lap and the file's order; the schema of :func:`telemetry_schema` and the files'
-            unknown channels, which are null in laps that lack them.
+            One row a sample, by driver, lap and the file's order, a chunk a driver; the schema of
+            :func:`telemetry_schema` and the files' unknown channels, which are null in laps that lack them.
         """
-        collected = self._laps.copy()
-        order = list(dict.fromkeys((*drivers, *(driver for driver, _ in collected))))
-        rank = {driver: place for place, driver in enumerate(order)}
-        keys = sorted(collected, key=lambda key: (rank[key[0]], key[1]))
-        laps = [collected[key] for key in keys]
-        samples = [len(lap.time) for lap in laps]
-        present = list(dict.fromkeys(driver for driver, _ in keys))
-        codes = np.array([present.index(driver) for driver, _ in keys], dtype=np.int32)
-        arrays = {
-            "Driver": pa.DictionaryArray.from_arrays(np.repeat(codes, samples), pa.array(present, pa.string())),
-            "LapNumber": pa.array(np.repeat(np.array([lap for _, lap in keys], dtype=np.int32), samples)),
-            TELEMETRY.by_source[_TIME].name: _times(laps),
-            TELEMETRY.by_source[_AHEAD].name: _drivers_ahead(laps),
-        }
-        for row, column in enumerate(_CHANNELS.values()):
-            joined = _join((lap.block[row] for lap in laps), self._dtype)
-            arrays[column.name] = _channel(joined, self._schema.field(column.name).type)
-        extra = _unknown_channels(laps)
+        laps: dict[str, dict[int, _Lap]] = {}
+        for (driver, lap), decoded in self._laps.copy().items():
+            laps.setdefault(driver, {})[lap] = decoded
+        found = self._finished | {driver: _join(of_driver, self._schema) for driver, of_driver in laps.items()}
+        order = [driver for driver in dict.fromkeys((*drivers, *found)) if driver in found]
+        ahead: dict[str, int] = {}
+        parts = [self._rows(found[driver], order[: place + 1], ahead) for place, driver in enumerate(order)]
+        parts = [_with_words(part, order, list(ahead)) for part in parts] or [self._schema.empty_table()]
+        extra = _unknown_channels([lap for driver in order for lap in found[driver].extra])
         schema = columns.extend(self._schema, {name: array.type for name, array in extra.items()})
-        return pa.Table.from_arrays([*(arrays[name] for name in self._schema.names), *extra.values()], schema=schema)
+        return pa.Table.from_arrays([*pa.concat_tables(parts).columns, *extra.values()], schema=schema)
+
+    def _rows(self, drive: _Drive, drivers: Sequence[str], ahead: dict[str, int]) -> pa.Table:
+        """Return the rows of the last of some drivers; drivers ahead that are new get the next codes."""
+        code = len(drivers) - 1
+        codes = [ahead.setdefault(word, len(ahead)) for word in drive.ahead.dictionary.to_pylist()]
+        if drive.rows is None or drive.rows[:2] != (code, codes):
+            indices = drive.ahead.indices
+            arrays = drive.columns | {
+                "Driver": _categorical(pa.array(np.full(len(indices), code, np.int32)), drivers),
+                TELEMETRY.by_source[_AHEAD].name: _categorical(pa.array(codes, pa.int32()).take(indices), list(ahead)),
+            }
+            rows = pa.Table.from_arrays([arrays[name] for name in self._schema.names], schema=self._schema)
+            drive.rows = code, codes, rows
+        return drive.rows[2]
 
 
-def _join(parts: Iterable[np.ndarray], dtype: Any) -> np.ndarray:
-    # The empty part keeps the type when there are no laps.
-    return np.concatenate([np.empty(0, dtype), *parts])
-
-
-def _times(laps: Sequence[_Lap]) -> pa.Array:
-    mask = None
+def _join(unordered: Mapping[int, _Lap], schema: pa.Schema) -> _Drive:
+    """Join the laps of a driver, given by their numbers."""
+    numbers = sorted(unordered)
+    laps = [unordered[number] for number in numbers]
+    samples = [len(lap.time) for lap in laps]
+    untimed = None
     if any(lap.untimed is not None for lap in laps):
-        mask = _join((np.zeros(len(lap.time), bool) if lap.untimed is None else lap.untimed for lap in laps), bool)
-    return pa.array(_join((lap.time for lap in laps), np.int64), mask=mask).view(DURATION)
+        untimed = np.concatenate(
+            [np.zeros(len(lap.time), bool) if lap.untimed is None else lap.untimed for lap in laps]
+        )
+    time = pa.array(np.concatenate([lap.time for lap in laps]), mask=untimed)
+    joined = {
+        "LapNumber": pa.array(np.repeat(np.array(numbers, np.int32), samples)),
+        TELEMETRY.by_source[_TIME].name: time.view(DURATION),
+    }
+    for row, column in enumerate(_CHANNELS.values()):
+        values = np.concatenate([lap.block[row] for lap in laps])
+        joined[column.name] = _channel(values, schema.field(column.name).type)
+    ahead = [pa.nulls(len(lap.time), TEXT) if lap.ahead is None else lap.ahead for lap in laps]
+    extra = [(len(lap.time), lap.extra) for lap in laps]
+    return _Drive(joined, columns.categories(pa.concat_arrays(ahead)), extra)
 
 
-def _drivers_ahead(laps: Sequence[_Lap]) -> pa.Array:
-    if all(lap.ahead is None for lap in laps):
-        return pa.nulls(sum(len(lap.time) for lap in laps), CATEGORY)
-    parts = [pa.nulls(len(lap.time), TEXT) if lap.ahead is None else lap.ahead for lap in laps]
-    return columns.categories(pa.concat_arrays(parts))
+def _categorical(codes: pa.Array, words: Sequence[str]) -> pa.DictionaryArray:
+    return pa.DictionaryArray.from_arrays(codes, pa.array(words, TEXT))
 
 
-def _channel(joined: np.ndarray, kind: pa.DataType) -> pa.Array:
-    missing = np.isnan(joined)
+def _with_words(rows: pa.Table, drivers: Sequence[str], ahead: Sequence[str]) -> pa.Table:
+    """Return rows with the dictionaries of the whole table, of which theirs are the beginning."""
+    for name, words in (("Driver", drivers), (TELEMETRY.by_source[_AHEAD].name, ahead)):
+        position = rows.schema.get_field_index(name)
+        whole = _categorical(rows.column(position).chunk(0).indices, words)
+        rows = rows.set_column(position, rows.field(position), whole)
+    return rows
+
+
+def _channel(values: np.ndarray, kind: pa.DataType) -> pa.Array:
+    missing = np.isnan(values)
     mask = missing if missing.any() else None
     if pa.types.is_floating(kind):
-        return pa.array(joined, mask=mask)
+        return pa.array(values, mask=mask)
     if mask is not None:
-        joined = np.where(mask, 0, joined)
-    return pa.array(joined != 0 if pa.types.is_boolean(kind) else joined.astype(kind.to_pandas_dtype()), mask=mask)
+        values = np.where(mask, 0, values)
+    return pa.array(values != 0 if pa.types.is_boolean(kind) else values.astype(kind.to_pandas_dtype()), mask=mask)
 
 
-def _unknown_channels(laps: Sequence[_Lap]) -> dict[str, pa.Array]:
+def _unknown_channels(laps: Sequence[tuple[int, dict[str, pa.Array]]]) -> dict[str, pa.Array]:
     found: dict[str, pa.Array] = {}
-    for name in dict.fromkeys(name for lap in laps for name in lap.extra):
-        kind = columns.unify(lap.extra[name].type for lap in laps if name in lap.extra)
+    for name in dict.fromkeys(name for _, extra in laps for name in extra):
+        kind = columns.unify(extra[name].type for _, extra in laps if name in extra)
         found[name] = pa.concat_arrays(
-            columns.recast(lap.extra[name], kind) if name in lap.extra else pa.nulls(len(lap.time), kind)
-            for lap in laps
+            columns.recast(extra[name], kind) if name in extra else pa.nulls(samples, kind) for samples, extra in laps
         )
     return found
 
