@@ -174,7 +174,7 @@ class Assembly:
                 blocks.append((self._column(name, values), places[name]))
         left = [name for name in self._empty.column_names if name not in self._columns]
         if left:
-            table = physical.to_logical(pa.concat_tables(rest), self._empty.select(left))
+            table = physical.to_logical(physical.joined(rest), self._empty.select(left))
             blocks += [(values, places[name]) for name, values in self._converted(table).items()]
         self.nbytes = sum(values.nbytes for values, _ in blocks)
         frame = create_dataframe_from_blocks(blocks, self._index(), self._template.columns.copy())

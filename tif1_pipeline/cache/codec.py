@@ -242,8 +242,7 @@ def read_part(blob: Blob, columns: list[str] | None, group: int | None = None) -
         CorruptEntryError: It does not decode.
     """
     with translated():
-        part = parquet.read(blob.data, columns, group)
-        return pa.Table.from_arrays(part.columns, schema=physical.with_nullable_floats(part.schema))
+        return parquet.read(blob.data, columns, group)
 
 
 def put_together(parts: Sequence[pa.Table], empty: pa.Table, *, in_order: bool) -> pa.Table:
@@ -260,7 +259,7 @@ def put_together(parts: Sequence[pa.Table], empty: pa.Table, *, in_order: bool) 
     if not parts:
         return empty
     with translated():
-        plain = pa.concat_tables(parts)
+        plain = physical.joined(parts)
         if in_order and ROW in plain.column_names:
             plain = plain.take(_order(plain.column(ROW)))
         return physical.to_logical(plain, empty)

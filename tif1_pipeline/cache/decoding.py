@@ -93,14 +93,13 @@ class Decoding:
             codec.verify(blob)
         with codec.translated():
             schema, groups = parquet.layout(blob.data)
-            schema = physical.with_nullable_floats(schema)
             if self._schema is None:
                 self._schema = schema
                 if codec.ROW in schema.names:  # the parts' rows are not in the table's order
                     self._assembly = None
                 if self._assembly is not None:
                     self._assembly.prepare(schema)
-        if not schema.equals(self._schema):
+        if not physical.are_alike(schema, self._schema):
             raise CorruptEntryError(f"part {blob.name!r} has other columns than the first", part=blob.name)
         for number, rows in enumerate(groups):
             self._room.acquire()  # else all that is stored is in memory at once, which takes the time to map it too
@@ -157,7 +156,7 @@ class Decoding:
         self._assembly.prepare(parts[0].schema)
         start, rest = 0, []
         for part in parts:
-            if not part.schema.equals(parts[0].schema):
+            if not physical.are_alike(part.schema, parts[0].schema):
                 raise CorruptEntryError("a part has other columns than the first")
             rest.append(self._assembly.fill(part, start))
             start += len(part)

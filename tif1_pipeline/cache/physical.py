@@ -5,7 +5,7 @@ to milliseconds, and knows no durations. So what it is given is the physical tab
 values), and the exact Arrow schema travels beside with the dictionaries, as an empty Arrow IPC stream.
 """
 
-from collections.abc import Container
+from collections.abc import Container, Sequence
 
 import pyarrow as pa
 
@@ -77,8 +77,23 @@ def with_own_nulls(part: pa.Table) -> pa.Table:
     )
 
 
-def with_nullable_floats(schema: pa.Schema) -> pa.Schema:
-    """Return the schema of a stored part as those of all parts of the table can be."""
+def are_alike(one: pa.Schema, other: pa.Schema) -> bool:
+    """Tell whether two stored parts may be of one table: as :func:`with_own_nulls` leaves them."""
+    return one.equals(other) or _with_nullable_floats(one).equals(_with_nullable_floats(other))
+
+
+def joined(parts: Sequence[pa.Table]) -> pa.Table:
+    """Return stored parts as one physical table.
+
+    Raises:
+        pa.ArrowException: They are not of one table.
+    """
+    if any(not part.schema.equals(parts[0].schema) for part in parts):
+        parts = [pa.Table.from_arrays(part.columns, schema=_with_nullable_floats(part.schema)) for part in parts]
+    return pa.concat_tables(parts)
+
+
+def _with_nullable_floats(schema: pa.Schema) -> pa.Schema:
     return pa.schema(field.with_nullable(True) if _is_float(field) else field for field in schema)
 
 
