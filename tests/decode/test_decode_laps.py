@@ -215,11 +215,6 @@ def test_one_value_stands_for_all_rows():
     assert table["track"].to_pylist() == ['{"name": "Albert Park"}'] * 2
 
 
-def test_a_file_of_single_values_is_one_row():
-    table = decode_session_laps(encode({"drv": "VER", "lap": 1, "time": 90.25}))
-    assert table["LapTimeSeconds"].to_pylist() == [90.25]
-
-
 def test_columns_by_row_number_are_in_the_order_of_the_numbers():
     numbered = {str(row): float(row) for row in (10, 9, 0)}
     table = decode_session_laps(encode({"drv": ["VER", "VER", "VER"], "lap": numbered}))

@@ -2,12 +2,21 @@
 
 import json
 from collections.abc import Callable
+from functools import partial
 
 import pyarrow as pa
 import pytest
 
-from tif1_pipeline.datasets import CORNERS, DRIVERS, MESSAGES, WEATHER
-from tif1_pipeline.decode import decode_corners, decode_drivers, decode_messages, decode_weather
+from tif1_pipeline.datasets import CORNERS, DRIVERS, LAPS, MESSAGES, SCHEDULE, WEATHER, Dataset
+from tif1_pipeline.decode import (
+    decode_corners,
+    decode_driver_laps,
+    decode_drivers,
+    decode_messages,
+    decode_schedule,
+    decode_session_laps,
+    decode_weather,
+)
 from tif1_pipeline.exceptions import InvalidDataError
 
 
@@ -109,3 +118,21 @@ def test_errors_name_the_file(decode: Callable[[bytes], pa.Table], file: str, co
     with pytest.raises(InvalidDataError, match=f"{file}: required columns are missing") as error:
         decode(encode(columns))
     assert error.value.details["file"] == file
+
+
+@pytest.mark.parametrize("value", [5, None, "VER", {}, True])
+@pytest.mark.parametrize(
+    ("decode", "dataset"),
+    [
+        (decode_weather, WEATHER),
+        (decode_messages, MESSAGES),
+        (decode_corners, CORNERS),
+        (decode_schedule, SCHEDULE),
+        (decode_session_laps, LAPS),
+        (partial(decode_driver_laps, driver="VER"), LAPS),
+    ],
+)
+def test_a_file_of_single_values_is_no_table(decode: Callable[[bytes], pa.Table], dataset: Dataset, value: object):
+    """A truncated or mistaken answer like ``{"wT": 5}`` must not be stored as a table of one row."""
+    with pytest.raises(InvalidDataError, match="columns were expected, but each value is a single one"):
+        decode(encode(dict.fromkeys(dataset.by_source, value)))

@@ -93,10 +93,10 @@ def as_columns(parsed: Mapping[str, Any], file: str) -> tuple[dict[str, list[Any
     """Return the columns of a column-oriented object, and the number of rows.
 
     A column is a list, or an object with row numbers as keys (``{"0": …, "1": …}``, in the order of the numbers).
-    Anything else is one value for all rows; when there is nothing but such, the table has one row.
+    Anything else is one value for all rows, which the columns number: a file of nothing but such is no table.
 
     Raises:
-        InvalidDataError: The columns are not of the same rows, or there are absurdly many.
+        InvalidDataError: No value is a column, the columns are not of the same rows, or there are absurdly many.
     """
     check_names(parsed, file)
     columns: dict[str, list[Any]] = {}
@@ -110,6 +110,12 @@ def as_columns(parsed: Mapping[str, Any], file: str) -> tuple[dict[str, list[Any
             columns[name] = [value[str(row)] for row in numbering[name]]
         else:
             constants[name] = constant(name, value, file)
+    if not columns:
+        raise InvalidDataError(
+            f"{file}: columns were expected, but each value is a single one: {listed(constants)}",
+            file=file,
+            columns=list(constants),
+        )
     rows = check_lengths({name: len(values) for name, values in columns.items()}, file)
     if len({tuple(numbers) for numbers in numbering.values()}) > 1:
         raise InvalidDataError(
@@ -148,7 +154,7 @@ def check_names(names: Collection[str], file: str) -> None:
 
 
 def check_lengths(lengths: Mapping[str, int], file: str) -> int:
-    """Return the length that all columns have; 1 if there are none.
+    """Return the length that all columns have, of which there must be one.
 
     Raises:
         InvalidDataError: They differ; the message names each column with its length.
@@ -156,7 +162,7 @@ def check_lengths(lengths: Mapping[str, int], file: str) -> int:
     if len(set(lengths.values())) > 1:
         each = ", ".join(f"{short(name)} {length}" for name, length in list(lengths.items())[:60])
         raise InvalidDataError(f"{file}: columns of different length: {each}", file=file, columns=list(lengths))
-    return next(iter(lengths.values()), 1)
+    return next(iter(lengths.values()))
 
 
 def check_required(required: Collection[str], names: Collection[str], file: str) -> None:
