@@ -27,6 +27,16 @@ _COLUMNS = (
 _LOOK_UP = f"SELECT id, {_COLUMNS} FROM entries WHERE key = ?"  # noqa: S608 - a constant
 ENTRY_ROW = f"SELECT {_COLUMNS} FROM entries WHERE id = ?"  # noqa: S608 - as above
 """Query for the row that :func:`entry_info` takes."""
+# The statements of a replacement, the most frequent write: all others wait meanwhile, and to have SQLAlchemy make them
+# each time had taken longer than SQLite itself. With an entry go those that hold a part of it alone, see parts_of.
+_REPLACED = "key = :key OR key BETWEEN :key || '/' AND :key || '/\U0010ffff'"
+_SELECT_REPLACED = f"SELECT key, access_count, encryption FROM entries WHERE {_REPLACED}"  # noqa: S608 - as above
+_DELETE_REPLACED = f"DELETE FROM entries WHERE {_REPLACED}"  # noqa: S608 - as above
+_INSERT_ENTRY = f"INSERT INTO entries ({_COLUMNS}) VALUES (:{_COLUMNS.replace(', ', ', :')}) RETURNING id"  # noqa: S608
+_INSERT_PART = (
+    "INSERT INTO parts (entry_id, ordinal, name, size, checksum, data) "
+    "VALUES (:entry_id, :ordinal, :name, :size, :checksum, :data)"
+)
 _LOOK_UP_PARTS = "SELECT id, ordinal, name, checksum FROM parts WHERE entry_id = ?"
 HEADER_ORDINAL = 0
 """Where a table's header stands among its parts; the parts proper follow."""
@@ -290,10 +300,6 @@ class Store:
             CacheError: With the cause ``no key``: one of them is encrypted with a key that is not given. A process with
                 other settings must not remove what it cannot read.
         """
-        import sqlalchemy as sa
-
-        from tif1_pipeline.cache.schema import ENTRIES, PARTS
-
         parts = dict(_numbered(encoded))
         keyring = Keyring.of(self._database.config)
         if keyring is not None:  # before the write lock is taken
@@ -301,19 +307,19 @@ class Store:
                 parts[ordinal] = keyring.seal_blob(blob, context_of(info.key, info.generation, ordinal, blob.name))
             size = sum(len(blob.data) for blob in parts.values())
             info = replace(info, encryption=keyring.current, compressed_size=size)
-        replaced = sa.or_(ENTRIES.c.key == info.key, parts_of(info.key))
+        mine = {"key": info.key}
         with self._database.writing(size=info.compressed_size) as connection:
-            columns = (ENTRIES.c.key, ENTRIES.c.access_count, ENTRIES.c.encryption)
-            former = connection.execute(sa.select(*columns).where(replaced)).all()
+            former = connection.exec_driver_sql(_SELECT_REPLACED, mine).all()
             unknown = {row.encryption for row in former} - {None}
             if unknown := {key_id for key_id in unknown if keyring is None or key_id not in keyring}:
                 raise no_key(f"what is stored of {info.key} is not replaced", unknown)
             # A refreshed entry is as popular as before.
             info = replace(info, access_count=next((row.access_count for row in former if row.key == info.key), 0))
-            connection.execute(sa.delete(ENTRIES).where(replaced))
-            entry_id = connection.execute(sa.insert(ENTRIES).returning(ENTRIES.c.id), _values(info)).scalar_one()
-            connection.execute(
-                sa.insert(PARTS),
+            if former:
+                connection.exec_driver_sql(_DELETE_REPLACED, mine)
+            entry_id = connection.exec_driver_sql(_INSERT_ENTRY, _values(info)).scalar_one()
+            connection.exec_driver_sql(
+                _INSERT_PART,
                 [
                     {
                         "entry_id": entry_id,
