@@ -203,3 +203,14 @@ def test_a_folder_that_cannot_be_locked_is_no_obstacle(tmp_path: Path, file: Pat
     begin(connection, "BEGIN IMMEDIATE", 1, turnstile)
     assert connection.in_transaction
     connection.close()
+
+
+def test_who_has_waited_too_long_does_not_queue_again(tmp_path: Path, file: Path) -> None:
+    held, connection = Turnstile(tmp_path), connect(file)
+    with held.passing(1) as is_next:
+        assert is_next
+        started = time.monotonic()
+        begin(connection, "BEGIN IMMEDIATE", 30, Turnstile(tmp_path), since=started - 4)
+        assert time.monotonic() - started < 1  # else two seconds
+        assert connection.in_transaction
+    connection.close()

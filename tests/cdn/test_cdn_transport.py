@@ -1,5 +1,6 @@
 """TLS, proxies and how errors of the connection are told."""
 
+import asyncio
 import base64
 import contextlib
 import shutil
@@ -7,7 +8,9 @@ import socket
 import ssl
 import subprocess
 import threading
+import time
 
+import httpx
 import pytest
 from misbehaving_server import BODY, FILE, MisbehavingServer, files, status
 
@@ -270,3 +273,43 @@ def test_a_second_answer_is_not_taken_for_the_next_request(client, config, serve
     assert client.fetch(FILE, bytes).value == b'{"drivers":[]'
     server.replies["a"] = None
     assert client.fetch(FILE, bytes).value == BODY
+
+
+def connect(url, timeout, busy_seconds=0.0):
+    """Ask a server while the loop decodes large files, each for 0.15 s; returns the seconds until it has answered."""
+
+    async def asked():
+        loop, sender = asyncio.get_running_loop(), transport.Transport()
+        until = loop.time() + busy_seconds
+
+        def decode():
+            if loop.time() < until:
+                time.sleep(0.15)
+                loop.call_soon(decode)
+
+        loop.call_soon(decode)
+        started = loop.time()
+        exchange = await sender.send("GET", url, b"", timeout)
+        exchange.close()
+        await sender.aclose()
+        return loop.time() - started
+
+    return asyncio.run(asked())
+
+
+def test_a_busy_loop_is_not_taken_for_a_server_that_is_not_there(server):
+    assert connect(f"{server.mirror('a')}/x", 0.1, busy_seconds=1.5) > 0.1
+
+
+@pytest.mark.parametrize("busy_seconds", [0, 1.5])
+def test_a_server_that_does_not_accept_is_given_up(busy_seconds):
+    with socket.create_server(("127.0.0.1", 0), backlog=0) as full, contextlib.ExitStack() as waiting:
+        address = full.getsockname()
+        for _ in range(4):  # the queue is full after one or two
+            waiting.enter_context(other := socket.socket())
+            other.setblocking(False)
+            other.connect_ex(address)
+        started = time.monotonic()
+        with pytest.raises(httpx.ConnectTimeout, match=r"within 0\.3 s"):
+            connect(f"http://127.0.0.1:{address[1]}/x", 0.3, busy_seconds)
+        assert 0.3 <= time.monotonic() - started < 10

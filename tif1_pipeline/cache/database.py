@@ -245,7 +245,7 @@ class Database:
                 with (
                     self._translated("write", seconds),
                     self._reopened_if_needed(),
-                    self._connected("BEGIN IMMEDIATE", left) as connection,
+                    self._connected("BEGIN IMMEDIATE", left, started) as connection,
                     self._log.carried_over_later(self._settings(), connection, size),
                     self._synced(connection, synced=synced),
                     connection.begin(),
@@ -380,10 +380,10 @@ class Database:
         return self._known[1]
 
     @contextmanager
-    def _connected(self, begin: str, timeout: float | None) -> Iterator["sa.Connection"]:
+    def _connected(self, begin: str, timeout: float | None, since: float | None = None) -> Iterator["sa.Connection"]:
         seconds = self._settings().lock_timeout if timeout is None else timeout
         engine = self._ensure_file()
-        with engine.connect().execution_options(begin=begin, lock_seconds=seconds) as connection:
+        with engine.connect().execution_options(begin=begin, lock_seconds=seconds, since=since) as connection:
             yield connection
 
     def _ensure_file(self) -> "sa.Engine":

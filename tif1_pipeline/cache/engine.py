@@ -12,7 +12,7 @@ from tif1_pipeline.cache.turnstile import Turnstile
 
 
 def make_engine(settings: Settings, identity: Identity | None, size: int) -> sa.Engine:
-    """Return an engine whose transactions begin as the execution options ``begin`` and ``lock_seconds`` say.
+    """Return an engine whose transactions begin as the execution options ``begin``, ``lock_seconds`` and ``since`` say.
 
     Args:
         settings: Of the file.
@@ -36,6 +36,7 @@ def make_engine(settings: Settings, identity: Identity | None, size: int) -> sa.
         driver: Any = connection.connection.driver_connection
         # Taking the write lock at once: a transaction that starts as a reader can fail when it turns into a writer.
         statement = options.get("begin", "BEGIN IMMEDIATE")
-        begin(driver, statement, options["lock_seconds"], turnstile if statement == "BEGIN IMMEDIATE" else None)
+        is_writer = statement == "BEGIN IMMEDIATE"
+        begin(driver, statement, options["lock_seconds"], turnstile if is_writer else None, options.get("since"))
 
     return engine

@@ -17,6 +17,8 @@ from tif1_pipeline.cache.turnstile import Turnstile
 _YOUNG_SECONDS, _OLD_SECONDS = 0.002, 0.001
 """Between two looks at the lock by those that have just come, and by who is next or has waited for :data:`_OLD_AGE`."""
 _OLD_AGE = 0.5
+_OVERDUE_SECONDS = 3.0
+"""After which a writer asks for the lock beside whoever is next: its process had bad luck in the turnstile."""
 _TURNSTILE_SECONDS = 2.0
 """After which a writer no longer waits to be next, and asks for the lock beside the others."""
 
@@ -63,7 +65,13 @@ class Turn:
                 self._is_taken = False
 
 
-def begin(connection: sqlite3.Connection, statement: str, seconds: float, turnstile: Turnstile | None = None) -> None:
+def begin(
+    connection: sqlite3.Connection,
+    statement: str,
+    seconds: float,
+    turnstile: Turnstile | None = None,
+    since: float | None = None,
+) -> None:
     """Begin a transaction.
 
     Args:
@@ -71,14 +79,16 @@ def begin(connection: sqlite3.Connection, statement: str, seconds: float, turnst
         statement: ``BEGIN`` or ``BEGIN IMMEDIATE``.
         seconds: To wait for the lock.
         turnstile: Says who is next.
+        since: When the caller began to wait for its turn, by the monotonic clock; now by default.
 
     Raises:
         sqlite3.OperationalError: Others held the lock for longer.
     """
     connection.execute("PRAGMA busy_timeout=0")
     started, patience = time.monotonic(), min(seconds, _TURNSTILE_SECONDS)
+    is_overdue = since is not None and started - since > _OVERDUE_SECONDS
     try:
-        with turnstile.passing(patience) if turnstile else nullcontext() as is_next:
+        with turnstile.passing(patience) if turnstile and not is_overdue else nullcontext(is_overdue) as is_next:
             while True:
                 try:
                     connection.execute(statement)

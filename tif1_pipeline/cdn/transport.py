@@ -13,6 +13,8 @@ import socket
 import ssl
 import urllib.request
 from collections import defaultdict
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from functools import cached_property, lru_cache
 from typing import Any, NamedTuple
 from urllib.parse import unquote, urlsplit
@@ -28,6 +30,7 @@ _KEEPALIVE_SECONDS = 30.0
 _HAPPY_EYEBALLS_SECONDS = 0.25
 _ADDRESS_SECONDS = 10.0
 _TURNS_TO_CLOSE = 10
+_LATE_SECONDS = 0.05
 
 
 def is_public(host: str) -> bool:
@@ -85,6 +88,32 @@ class Exchange:
         if not self._is_closed:
             self._is_closed = True
             self._transport.give_back(self._origin, self._connection)
+
+
+@asynccontextmanager
+async def _patient(seconds: float) -> AsyncIterator[None]:
+    """Bound a block as ``asyncio.timeout`` does, without the time for which the loop was kept from looking.
+
+    Connecting takes several turns of the loop. Where large files are decoded between them on a slow machine, the time
+    is over without the server being to blame.
+    """
+    loop = asyncio.get_running_loop()
+
+    def ring(due: float) -> None:
+        nonlocal timer
+        late = loop.time() - due
+        if late > _LATE_SECONDS:
+            timer = loop.call_later(late, ring, loop.time() + late)
+        else:
+            limit.reschedule(loop.time())
+
+    async with asyncio.timeout(None) as limit:
+        due = loop.time() + seconds
+        timer = loop.call_at(due, ring, due)
+        try:
+            yield
+        finally:
+            timer.cancel()
 
 
 class Transport:
@@ -158,7 +187,7 @@ class Transport:
     async def _connected(self, origin: Origin, timeout: float) -> Connection:
         where = f"host {origin.host}:{origin.port}"
         try:
-            async with asyncio.timeout(timeout):
+            async with _patient(timeout):
                 proxy = self._proxy_of(origin)
                 if proxy is None:
                     return await self._connect(origin)
