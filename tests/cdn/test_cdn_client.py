@@ -2,7 +2,10 @@
 
 import asyncio
 import gc
+import gzip
+import json
 import os
+import random
 import signal
 import subprocess
 import sys
@@ -357,6 +360,18 @@ def test_close_ends_the_thread_and_calls_under_way(client, server):
     client.close()
     server.replies.clear()
     assert client.fetch(FILE, bytes).value == BODY
+
+
+def test_close_ends_the_thread_that_inflates(client, server):
+    large = json.dumps(random.Random(1).choices(range(10**9), k=8000)).encode()
+    server.replies["a"] = lambda x: x.send(gzip.compress(large), content_encoding="gzip")
+    for _ in range(3):
+        assert client.fetch(FILE, bytes).value == large
+        threads = [thread for thread in threading.enumerate() if thread.name.startswith("tif1-inflate")]
+        assert len(threads) == 1
+        client.close()
+        threads[0].join(5)
+        assert not threads[0].is_alive()
 
 
 def test_a_client_that_nobody_holds_ends_its_thread(config):

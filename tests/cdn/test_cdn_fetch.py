@@ -1,9 +1,11 @@
 """One file: what is asked, what is accepted, what is refused, and which error comes of it."""
 
+import asyncio
 import gzip
 import itertools
 import json
 import pickle
+import random
 import struct
 import time
 import zlib
@@ -13,11 +15,14 @@ from isal import isal_zlib
 from misbehaving_server import BODY, FILE, ok, slow, status
 
 from tif1_pipeline.cdn.base import CdnFile, CdnStats, Validators
+from tif1_pipeline.cdn.body import Inflater
+from tif1_pipeline.cdn.faults import MirrorError
 from tif1_pipeline.exceptions import CacheError, DataNotFoundError, InvalidDataError, NetworkError
 
 HTML = b"<!DOCTYPE html><html>Sorry</html>"
 COMPRESSIBLE = b'{"a": [' + b"1234, " * 5000 + b"0]}"
 PACKED = gzip.compress(COMPRESSIBLE)
+LARGE = json.dumps(random.Random(1).choices(range(10**9), k=8000)).encode()  # 40 kB on the wire
 
 
 def fetch(client, file=FILE, decode=json.loads, **options):
@@ -158,6 +163,65 @@ def test_a_bad_body_is_refused_and_the_next_mirror_asked(client, server, body, h
     with pytest.raises(InvalidDataError, match=reason) as caught:
         fetch(client)
     assert f"{server.origin}/a/2025/Monaco" in str(caught.value)
+
+
+def test_large_bodies_are_inflated_and_bad_ones_among_them_refused(client, config, server):
+    packed = gzip.compress(LARGE)
+    bad = [
+        packed[:-100],
+        packed[:9000] + b"\xff" * 40 + packed[9040:],
+        packed[:-4] + b"\1\0\0\0",
+        gzip.compress(HTML * 9000, 0),
+    ]
+    number = itertools.count()
+    server.replies["a"] = lambda x: x.send(
+        bad[n // 5 % len(bad)] if (n := next(number)) % 5 == 0 else packed, content_encoding="gzip"
+    )
+    server.replies["b"] = lambda x: x.send(packed, content_encoding="gzip")
+    outcomes = client.fetch_many([FILE] * 60, lambda _, body: body)
+    assert {outcome.value for outcome in outcomes} == {LARGE}
+    assert sum("/b/" in outcome.url for outcome in outcomes) == server.asked("b") == 12
+
+    config.cdn_urls = [server.mirror("a")]
+    number = itertools.count()
+    reasons = ("cut off", "does not inflate", "another size than it says", "beginning with b'<!DOCTYPE")
+    outcomes = client.fetch_many([FILE] * 20, lambda _, body: body)
+    errors = [outcome for outcome in outcomes if isinstance(outcome, InvalidDataError)]
+    assert len(errors) == len(bad)
+    assert all(any(reason in str(error) for error in errors) for reason in reasons)
+    assert [outcome.value for outcome in outcomes if outcome not in errors] == [LARGE] * 16
+
+
+def test_bodies_are_inflated_where_no_thread_is_to_be_had():
+    packed = gzip.compress(LARGE)
+    inflater = Inflater()
+    inflater.close()  # from then on it has none, as at the end of the interpreter
+
+    async def inflate():
+        return await asyncio.gather(
+            inflater.inflate(packed, "GZIP"), inflater.inflate(packed[:-1], "gzip"), return_exceptions=True
+        )
+
+    body, error = asyncio.run(inflate())
+    assert body == LARGE
+    assert isinstance(error, MirrorError)
+
+
+def test_whoever_no_longer_waits_for_a_large_body_keeps_no_other_from_it():
+    packed = gzip.compress(LARGE)
+    inflater = Inflater()
+
+    async def inflate():
+        tasks = [asyncio.create_task(inflater.inflate(packed, "gzip")) for _ in range(40)]
+        await asyncio.sleep(0)
+        for task in tasks[::2]:
+            task.cancel()
+        return await asyncio.gather(*tasks, return_exceptions=True)
+
+    outcomes = asyncio.run(inflate())
+    assert outcomes[1::2] == [LARGE] * 20
+    assert all(isinstance(outcome, asyncio.CancelledError) for outcome in outcomes[::2])
+    inflater.close()
 
 
 def test_leading_blanks_are_json(client, server):

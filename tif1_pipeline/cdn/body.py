@@ -1,5 +1,8 @@
 """From a response to the JSON it carries: read within bounds, complete, inflated, and no error page."""
 
+import asyncio
+from concurrent.futures import ThreadPoolExecutor
+
 from isal import igzip_lib
 
 from tif1_pipeline.cdn.connection import MAX_WIRE_BYTES, TooLargeError
@@ -16,6 +19,11 @@ _INFLATE_FLAGS = {
     "deflate": igzip_lib.DECOMP_ZLIB,  # which is zlib's format in spite of its name
 }
 _GZIP_TRAILER_BYTES = 8  # checksum, then the size of the content
+
+_LARGE = 16 << 10
+"""Bytes on the wire from which inflating takes longer than handing it to another thread."""
+_BATCH = 12
+"""Bodies that are handed over at once."""
 
 
 async def read_wire(exchange: Exchange) -> bytes:
@@ -34,14 +42,82 @@ async def read_wire(exchange: Exchange) -> bytes:
         raise MirrorError("invalid", str(error)) from None
 
 
-def json_body(exchange: Exchange, wire: bytes) -> bytes:
-    """Inflate the body and check that it can be JSON.
+class Inflater:
+    """Inflates bodies, large ones on a thread of its own while the loop parses those before.
+
+    Some at a time: whenever a thread hands something over, both wait for the interpreter's lock.
+    """
+
+    def __init__(self) -> None:
+        self._pool = ThreadPoolExecutor(1, thread_name_prefix="tif1-inflate")
+        self._waiting: list[tuple[asyncio.Future[bytes], bytes, str]] = []
+
+    async def inflate(self, wire: bytes, encoding: str) -> bytes:
+        """Return a body as it was before the server compressed it.
+
+        Args:
+            wire: As it came.
+            encoding: How it was compressed; may be empty.
+
+        Raises:
+            MirrorError: It does not inflate, grows too large, or is compressed in a way that was not asked for.
+        """
+        encoding = encoding.lower()
+        if encoding in {"", "identity"}:
+            return wire
+        if len(wire) < _LARGE:
+            return _inflate(wire, encoding)
+        loop = asyncio.get_running_loop()
+        if not self._waiting:
+            loop.call_soon(self._hand_over)
+        future: asyncio.Future[bytes] = loop.create_future()
+        self._waiting.append((future, wire, encoding))
+        return await future
+
+    def _hand_over(self) -> None:
+        waiting, self._waiting = self._waiting, []
+        for start in range(0, len(waiting), _BATCH):
+            batch = waiting[start : start + _BATCH]
+            work = [(wire, encoding) for _, wire, encoding in batch]
+            loop = asyncio.get_running_loop()
+            try:
+                done: asyncio.Future[list[bytes | Exception]] = loop.run_in_executor(self._pool, _inflate_each, work)
+            except RuntimeError:  # the interpreter is about to end, or the system has no thread left
+                done = loop.create_future()
+                done.set_result(_inflate_each(work))
+            done.add_done_callback(lambda done, batch=batch: _deliver([future for future, *_ in batch], done.result()))
+
+    def close(self) -> None:
+        """Let the thread end."""
+        self._pool.shutdown(wait=False)
+
+
+def _deliver(futures: list[asyncio.Future[bytes]], bodies: list[bytes | Exception]) -> None:
+    for future, body in zip(futures, bodies, strict=True):
+        if future.done():  # cancelled
+            continue
+        if isinstance(body, Exception):
+            future.set_exception(body)
+        else:
+            future.set_result(body)
+
+
+def _inflate_each(work: list[tuple[bytes, str]]) -> list[bytes | Exception]:
+    bodies: list[bytes | Exception] = []
+    for wire, encoding in work:
+        try:
+            bodies.append(_inflate(wire, encoding))
+        except Exception as error:  # noqa: BLE001 - of one body, and raised where that is waited for
+            bodies.append(error)
+    return bodies
+
+
+def check_json(exchange: Exchange, body: bytes) -> None:
+    """Check that a body can be JSON.
 
     Raises:
-        MirrorError: It is empty, HTML, no JSON object or array, does not inflate, or grows too large.
+        MirrorError: It is empty, HTML, or no JSON object or array.
     """
-    encoding = (exchange.header("content-encoding") or "").lower()
-    body = _inflate(wire, encoding) if encoding not in {"", "identity"} else wire
     start = body[:256].lstrip() or body.lstrip()
     if not start:
         raise MirrorError("invalid", "an empty body")
@@ -50,7 +126,6 @@ def json_body(exchange: Exchange, wire: bytes) -> bytes:
         raise MirrorError(
             "invalid", f"{content_type or 'something'} instead of JSON, beginning with {bytes(start[:40])!r}"
         )
-    return body
 
 
 def _inflate(wire: bytes, encoding: str) -> bytes:

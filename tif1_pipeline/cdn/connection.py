@@ -20,7 +20,7 @@ class Answer:
 
     Attributes:
         status: 0 until the headers are complete.
-        headers: As they were sent.
+        headers: Their values by name in lower case, each as it was sent.
         size: Bytes of the body that have come so far.
         complete: The body is there to its end.
         keeps_alive: The connection can be used again.
@@ -28,7 +28,7 @@ class Answer:
 
     def __init__(self, *, bodiless: bool) -> None:
         self.status = 0
-        self.headers: list[tuple[bytes, bytes]] = []
+        self.headers: dict[bytes, list[bytes]] = {}
         self.size = 0
         self.complete = False
         self.keeps_alive = False
@@ -66,12 +66,11 @@ class Answer:
             self.complete = True
 
     def _is_open_ended(self) -> bool:
-        return not any(name.lower() in (b"content-length", b"transfer-encoding") for name, _ in self.headers)
+        return self.headers.keys().isdisjoint((b"content-length", b"transfer-encoding"))
 
     def header(self, name: str) -> str | None:
         """Return a header by its lower-case name; several of one name as one list (RFC 9110)."""
-        wanted = name.encode("ascii")
-        found = [value for other, value in self.headers if other.lower() == wanted]
+        found = self.headers.get(name.encode("ascii"))
         return b", ".join(found).decode("latin-1").strip() if found else None
 
     def take(self) -> bytes:
@@ -90,7 +89,7 @@ class Answer:
     def on_header(self, name: bytes, value: bytes) -> None:
         """Note a header; not the trailers of a chunked body, which say nothing about it any more."""
         if not self.status:
-            self.headers.append((name, value))
+            self.headers.setdefault(name.lower(), []).append(value)
 
     def on_headers_complete(self) -> None:
         """Note that the body begins."""

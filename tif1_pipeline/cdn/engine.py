@@ -2,11 +2,11 @@
 
 import asyncio
 import contextlib
-import importlib.metadata
 import logging
 import traceback
 from collections.abc import Awaitable, Callable, Iterable, Mapping
 
+from tif1_pipeline import __version__
 from tif1_pipeline.cdn.base import (
     CdnFile,
     CdnStats,
@@ -19,6 +19,7 @@ from tif1_pipeline.cdn.base import (
     Validators,
     Version,
 )
+from tif1_pipeline.cdn.body import Inflater
 from tif1_pipeline.cdn.faults import MirrorError, error_of
 from tif1_pipeline.cdn.mirrors import Mirror
 from tif1_pipeline.cdn.probe import compared, conditions
@@ -46,9 +47,11 @@ class Engine:
         self._tools = Tools(
             transport=Transport(),
             slots=RequestSlots(lambda: config.max_concurrent_requests),
+            inflater=Inflater(),
             timing=timing,
             headers=(
-                f"Accept: application/json, */*;q=0.5\r\nAccept-Encoding: gzip\r\nUser-Agent: {_user_agent()}\r\n"
+                "Accept: application/json, */*;q=0.5\r\nAccept-Encoding: gzip\r\n"
+                f"User-Agent: tif1_pipeline/{__version__}\r\n"
             ).encode("ascii"),
         )
 
@@ -160,7 +163,9 @@ class Engine:
         templates = self._config.schedule_urls if file.is_schedule else self._config.cdn_urls
         mirrors = [self._mirror(template) for template in templates]
         failed: list[tuple[str, str, MirrorError]] = []
-        for mirror in sorted(mirrors, key=lambda mirror: mirror.url(file) != ahead):
+        if ahead is not None:
+            mirrors.sort(key=lambda mirror: mirror.url(file) != ahead)
+        for mirror in mirrors:
             url = mirror.url(file)
             alone = all(other.is_set_aside for other in mirrors)
             try:
@@ -176,6 +181,7 @@ class Engine:
 
     async def aclose(self) -> None:
         """Close the connections."""
+        self._tools.inflater.close()
         await self._tools.transport.aclose()
 
     def _mirror(self, template: str) -> Mirror:
@@ -191,10 +197,3 @@ def _clear_frames(error: BaseException | None) -> None:
     while error is not None:
         traceback.clear_frames(error.__traceback__)
         error = error.__cause__ or error.__context__
-
-
-def _user_agent() -> str:
-    try:
-        return f"tif1_pipeline/{importlib.metadata.version('tif1-pipeline')}"
-    except importlib.metadata.PackageNotFoundError:  # run from a source tree
-        return "tif1_pipeline/0"

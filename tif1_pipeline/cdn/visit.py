@@ -11,7 +11,7 @@ import httpx
 import stamina
 
 from tif1_pipeline.cdn.base import CdnStats, Fetched, T, Timing, Validators
-from tif1_pipeline.cdn.body import json_body, read_wire
+from tif1_pipeline.cdn.body import Inflater, check_json, read_wire
 from tif1_pipeline.cdn.faults import MirrorError
 from tif1_pipeline.cdn.mirrors import Mirror
 from tif1_pipeline.cdn.retry import backoff, log_retries_quietly, parse_retry_after
@@ -45,6 +45,7 @@ class Tools:
 
     transport: Transport
     slots: RequestSlots
+    inflater: Inflater
     timing: Timing
     headers: bytes
 
@@ -192,7 +193,8 @@ class Visit(Generic[T]):
             with self._on_the_clock():
                 try:
                     async with asyncio.timeout(seconds):
-                        return await self._ask()
+                        answer, exchange = await self._ask()
+                    return answer if answer.value is None else await self._unpacked(answer.value, exchange)
                 except TimeoutError:
                     fault = MirrorError("network", f"not complete within {seconds:.3g} s", retryable=True)
                 except httpx.TimeoutException as error:
@@ -206,7 +208,14 @@ class Visit(Generic[T]):
                 self._mirror.stumbled()
             raise fault
 
-    async def _ask(self) -> Fetched[bytes]:
+    async def _unpacked(self, wire: bytes, exchange: Exchange) -> Fetched[bytes]:
+        body = await self._tools.inflater.inflate(wire, exchange.header("content-encoding") or "")
+        check_json(exchange, body)
+        self._mirror.answered()
+        return Fetched(body, _validators_of(exchange), self._url, len(body))
+
+    async def _ask(self) -> tuple[Fetched[bytes], Exchange]:
+        """Return the answer, with the body as it is on the wire."""
         exchange, url = await self._send("GET" if self._decode else "HEAD")
         try:
             if self._decode is None and self._refuses_head(exchange.status, url):
@@ -218,7 +227,7 @@ class Visit(Generic[T]):
                 await _drain(exchange)
                 raise MirrorError("missing", f"HTTP {status}", blames_mirror=False)
             if status == 304:
-                return self._not_modified(exchange)
+                return self._not_modified(exchange), exchange
             if status != 200:
                 await _drain(exchange)
                 raise MirrorError(
@@ -228,13 +237,10 @@ class Visit(Generic[T]):
                     retry_after=parse_retry_after(exchange.header("retry-after")),
                 )
             if self._decode is None:
-                return self._found(exchange)
-            wire = await self._read(exchange)
+                return self._found(exchange), exchange
+            return Fetched(await self._read(exchange), _validators_of(exchange), self._url), exchange
         finally:
             exchange.close()
-        body = json_body(exchange, wire)
-        self._mirror.answered()
-        return Fetched(body, _validators_of(exchange), self._url, len(body))
 
     async def _read(self, exchange: Exchange) -> bytes:
         try:
