@@ -1,4 +1,9 @@
-"""The peers, each in a virtual environment of its own below ``.peers``: some of them need another pandas than we do."""
+"""The peers, each in a virtual environment of its own below ``.peers``: some of them need another pandas than we do.
+
+    python benchmarks/peers.py PEER ...
+
+installs some ahead of their use, with nothing but the standard library.
+"""
 
 import ast
 import subprocess
@@ -6,8 +11,7 @@ import sys
 import venv
 from pathlib import Path
 
-from benchmarks.files import ROOT
-
+ROOT = Path(__file__).parent.parent
 OURS = Path(sys.executable)
 PACKAGES = {
     "tif1": ["tif1==0.9.0"],
@@ -44,3 +48,8 @@ def versions_of(peer: str, *packages: str) -> str:
     code = "import sys; from importlib.metadata import version; print([f'{p} {version(p)}' for p in sys.argv[1:]])"
     done = subprocess.run([python_of(peer), "-c", code, *packages], capture_output=True, text=True, check=True)
     return ", ".join(ast.literal_eval(done.stdout))
+
+
+if __name__ == "__main__":
+    for name in sys.argv[1:]:
+        python_of(name)

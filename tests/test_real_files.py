@@ -4,17 +4,16 @@ import json
 import math
 import os
 import subprocess
-import venv
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
 
+from benchmarks import peers
 from tif1_pipeline.datasets import TELEMETRY
 
 EVENT = "Australian Grand Prix"
-TIF1 = "tif1==0.9.0"
 
 
 @pytest.fixture
@@ -79,17 +78,12 @@ def test_each_telemetry_value_equals_the_json(real_tif1, session_folder, name):
 
 
 @pytest.fixture(scope="session")
-def tif1_python(tmp_path_factory) -> Path:
-    """An interpreter with tif1 in it: .peers/tif1 beside the project, made once."""
-    home = Path(__file__).parent.parent / ".peers" / "tif1"
-    python = home / "bin" / "python"
-    if not (home / ".installed").exists():
-        venv.create(home, with_pip=True, clear=True)
-        pip = [str(python), "-m", "pip", "install", "--quiet", "--disable-pip-version-check", TIF1]
-        if subprocess.run(pip, check=False, timeout=300).returncode:
-            pytest.skip(f"{TIF1} could not be installed to compare with")
-        (home / ".installed").touch()
-    return python
+def tif1_python() -> Path:
+    """An interpreter with tif1 in it, installed by the first who asks."""
+    try:
+        return peers.python_of("tif1")
+    except (SystemExit, subprocess.TimeoutExpired) as error:
+        pytest.skip(f"tif1 could not be installed to compare with: {error}")
 
 
 @pytest.mark.peer

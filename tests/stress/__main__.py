@@ -47,6 +47,8 @@ def main() -> int:
     )
     parser.add_argument("--keep", action="store_true", help="keep the folder that was worked in")
     arguments = parser.parse_args()
+    if arguments.lanes < 1:
+        parser.error("argument --lanes: at least one trial is at work")
     scratch = Path(tempfile.mkdtemp(prefix="tif1-stress-"))
     print(f"Seed {arguments.seed}, share {arguments.share:g}, in {scratch}", file=sys.stderr)
     started = time.monotonic()
