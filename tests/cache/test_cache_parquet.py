@@ -81,7 +81,7 @@ def test_columns_are_compressed_by_what_pays():
             "part": names,
             "noise": random.random(60_000).astype("float32"),
             "between": np.interp(np.arange(60_000), np.arange(0, 60_000, 2), speeds).astype("float32"),
-            "steps": (random.integers(0, 400, 60_000) / 4).astype("float32"),
+            "steps": (random.integers(0, 20, 60_000) / 4).astype("float32"),
             "words": random.choice(["soft", "medium", "hard"], 60_000),
         }
     )
