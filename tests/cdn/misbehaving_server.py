@@ -1,6 +1,8 @@
 """A real HTTP server on loopback that misbehaves on demand."""
 
 import contextlib
+import json
+import random
 import socket
 import struct
 import threading
@@ -12,6 +14,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from tif1_pipeline.cdn.base import CdnFile, Timing
 
 BODY = b'{"tel": {"Speed": [1, 2, 3]}}'
+LARGE = json.dumps(random.Random(1).choices(range(10**9), k=8000)).encode()  # 40 kB when it is packed
 FILE = CdnFile(2025, ("Monaco Grand Prix", "Race", "VER", "10_tel.json"))
 
 

@@ -5,14 +5,13 @@ import gzip
 import itertools
 import json
 import pickle
-import random
 import struct
 import time
 import zlib
 
 import pytest
 from isal import isal_zlib
-from misbehaving_server import BODY, FILE, ok, slow, status
+from misbehaving_server import BODY, FILE, LARGE, ok, slow, status
 
 from tif1_pipeline.cdn.base import CdnFile, CdnStats, Validators
 from tif1_pipeline.cdn.body import Inflater
@@ -22,7 +21,6 @@ from tif1_pipeline.exceptions import CacheError, DataNotFoundError, InvalidDataE
 HTML = b"<!DOCTYPE html><html>Sorry</html>"
 COMPRESSIBLE = b'{"a": [' + b"1234, " * 5000 + b"0]}"
 PACKED = gzip.compress(COMPRESSIBLE)
-LARGE = json.dumps(random.Random(1).choices(range(10**9), k=8000)).encode()  # 40 kB on the wire
 
 
 def fetch(client, file=FILE, decode=json.loads, **options):

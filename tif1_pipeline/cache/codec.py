@@ -385,7 +385,7 @@ def choose_codecs(first: pa.Table, level: int) -> Codecs:
 
     Small ones with zstd, which makes the smallest. Accelerations and times of a race's telemetry shrink by a fifth, and
     would take longer to inflate than to decode. Most of its other measurements, whose bytes BYTE_STREAM_SPLIT has
-    sorted, lz4 makes 5 to 35 % larger than zstd does, and inflates them in a third of the time or less: reading all of
+    sorted, lz4 makes 5 to 35 % larger than zstd does, and inflates them in less than half of the time: reading all of
     it takes 7 % less time, and 3 % more of the disk, with speed and throttle among them.
     """
     trial = first.slice(0, _TRIAL)

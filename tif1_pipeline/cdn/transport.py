@@ -31,7 +31,7 @@ _HAPPY_EYEBALLS_SECONDS = 0.25
 _ADDRESS_SECONDS = 10.0
 _TURNS_TO_CLOSE = 10
 _LATE_SECONDS = 0.05
-"""From which a loop counts as kept from looking: decoding a file takes it 1 to 30 ms, and that happens all the time."""
+"""From which a loop counts as kept from looking: decoding a race's laps takes it 7 ms, 32 files of telemetry 22."""
 
 
 def is_public(host: str) -> bool:
