@@ -122,7 +122,7 @@ class Weekend:
 
     def appears(self) -> None:
         """An empty instance: the calendar is published after the pipeline was started."""
-        self.wait("the webserver knows the assets", lambda: self.pipeline.partitions() is not None, 90)
+        self.wait("the webserver knows the assets", lambda: self.pipeline.partitions() is not None, 180)
         self.expect("an empty instance has no sessions", self.pipeline.partitions() == set())
         ends = datetime.now(UTC).replace(microsecond=0) + timedelta(seconds=70)
         self.ends: dict[str, float] = {}
@@ -335,16 +335,21 @@ class Weekend:
             runs and failed == hit,
             f"{len(failed)} of {len(runs)} failed: {[(run.job, run.partition) for run in failed]}",
         )
-        # Several alerts that come together are one message, each of them a line that begins with its kind.
-        failures = [
-            alert
-            for alert in self.alerts.received
-            if any(
-                "failed" in line
-                for line in (alert["title"], *alert["message"].splitlines())
-                if line == alert["title"] or line.startswith("[started]")
-            )
-        ]
+
+        def alerts_of_failures() -> list[dict[str, Any]]:
+            # Several alerts that come together are one message, each of them a line that begins with its kind.
+            return [
+                alert
+                for alert in self.alerts.received
+                if any(
+                    "failed" in line
+                    for line in (alert["title"], *alert["message"].splitlines())
+                    if line == alert["title"] or line.startswith("[started]")
+                )
+            ]
+
+        # Its sensor ticks every 30 s.
+        failures = self.wait("an alert tells of the failed run", alerts_of_failures, 120) or []
         self.expect(
             "one alert told of the failed run",
             len(failures) == 1 and self.key("Race") in failures[0]["message"],
@@ -396,9 +401,11 @@ class Weekend:
         )
 
     def was_hit(self, run: Run) -> bool:
-        """Tell whether a run lies within the outage."""
+        """Tell whether a run met the outage: one that had begun before may read what is rotten, and fetch it."""
         down, up = self.down
-        return run.started is not None and run.ended is not None and down <= run.started <= run.ended <= up + RUN_ENDS
+        if run.started is None or run.ended is None:
+            return False
+        return run.started <= up and down <= run.ended <= up + RUN_ENDS
 
 
 def _unpacked(runs: Path) -> str:
