@@ -450,6 +450,7 @@ def main(folder: Path, process: int, until: float, processes: int, threads: int,
     logging.getLogger("tif1_pipeline").addHandler(Complaints(folder))
     cache = Cache(settings(folder, memory_mb))
     board = Board(folder, processes, threads)
+    cache.open()  # the first write imports SQLAlchemy: seconds, where many processes start at once, but no wait
     watch_waits(board.waits[process])
     workers = [Worker(cache, board, process, number, until, folder) for number in range(threads)]
     for worker in workers:

@@ -1,11 +1,13 @@
 """Get or fetch: one fetch for many, expiry, conditional requests, and what happens when the fetch fails."""
 
 import logging
+import sqlite3
 import subprocess
 import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from datetime import timedelta
 from pathlib import Path
 
@@ -226,6 +228,31 @@ def test_a_lease_is_renewed_while_its_holder_lives(database: Database) -> None:
     release()
     thread.join(5)
     assert waits == [None]
+
+
+def test_a_lease_is_given_back_however_long_others_write(database: Database) -> None:
+    release = Leases(database).acquire("key", lambda: False)
+    busy = sqlite3.connect(database.path, isolation_level=None, check_same_thread=False)
+    busy.execute("BEGIN IMMEDIATE")
+    writing = threading.Timer(3, lambda: busy.execute("COMMIT"))
+    writing.start()
+    release()
+    writing.join()
+    started = time.perf_counter()
+    Leases(database).acquire("key", lambda: False)()
+    assert time.perf_counter() - started < 2  # else it runs out after ten
+    busy.close()
+
+
+def test_storing_what_was_fetched_gives_the_lease_back(cache: Cache, key: EntryKey, database: Database) -> None:
+    release = Leases(database).acquire(key.text, lambda: False)
+    cache.write(key, TABLE)
+    with closing(sqlite3.connect(database.path, isolation_level=None)) as busy:
+        busy.execute("BEGIN IMMEDIATE")
+        started = time.perf_counter()
+        release()
+        assert time.perf_counter() - started < 2  # it waits for no other writer
+    Leases(database).acquire(key.text, lambda: pytest.fail("the lease is still taken"))()
 
 
 def test_waiting_for_a_lease_ends_when_the_work_is_done(database: Database) -> None:

@@ -97,11 +97,15 @@ def _run(name: str, folder: Path, arguments: argparse.Namespace) -> tuple[list[R
         for line in process.stdout:
             rows.append(Row(**json.loads(line)))
             print(_line(rows[-1]), flush=True)
+        # It tells what this process and those that it waited for have computed.
+        _, status, used = os.wait4(process.pid, 0)
+        process.returncode = os.waitstatus_to_exitcode(status)
     if process.returncode or not rows:
         rows.append(Row(name, "the trial itself comes to its end", tried=1, wrong=1))
         rows[-1].say(f"it ended with exit code {process.returncode}")
     seconds = time.monotonic() - begun
-    print(f"  {name}: {seconds:.0f} s", file=sys.stderr, flush=True)
+    computed = used.ru_utime + used.ru_stime
+    print(f"  {name}: {seconds:.0f} s, {computed:.0f} s of them computing", file=sys.stderr, flush=True)
     return rows, seconds
 
 

@@ -19,7 +19,9 @@ import time
 import traceback
 import warnings
 from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
 from contextlib import closing, contextmanager
+from functools import partial
 from multiprocessing.context import ForkServerContext
 from multiprocessing.process import BaseProcess
 from pathlib import Path
@@ -48,7 +50,10 @@ WHOLE = [number for number in range(KEYS) if number % made.KEYS != OF_PARTS[0] %
 BOTH = WHOLE[:14] + OF_PARTS[:6]
 PATIENCE = 60.0
 """Seconds after which a victim that has not ended hangs."""
+AT_ONCE = 2
+"""Kinds of work: one victim waits for the disk and its death four fifths of its time."""
 FORMER_KEY, NEW_KEY = "11" * 32, "22" * 32
+warnings.filterwarnings("ignore", category=dg.BetaWarning)
 logging.getLogger("tif1_pipeline").addHandler(logging.NullHandler())  # what is moved back is warned of
 PARTITIONS = dg.StaticPartitionsDefinition([f"p{number}" for number in range(6)])
 
@@ -689,19 +694,24 @@ def victim(kind: Kind) -> None:
 
 
 def rows(plan: Plan) -> Iterator[Row]:
-    """Kill one kind of work after the other."""
-    warnings.filterwarnings("ignore", category=dg.BetaWarning)
+    """Kill each kind of work."""
+    # In processes, not threads: of those, one may take the exit status of another's victim.
+    with ProcessPoolExecutor(AT_ONCE, multiprocessing.get_context("spawn")) as pool:
+        yield from pool.map(partial(try_kind, plan), KINDS)
+    yield try_leases(plan)
+
+
+def _server() -> ForkServerContext:
     server = multiprocessing.get_context("forkserver")
     server.set_forkserver_preload([__name__])
-    for make in KINDS:
-        folder = plan.scratch / make.__name__
-        folder.mkdir()
-        yield try_kind(make(folder, plan.chance(f"crash {make.__name__}")), plan.count(make.full), server)
-        shutil.rmtree(folder)
-    yield try_leases(plan, server)
+    return server
 
 
-def try_kind(kind: Kind, count: int, server: ForkServerContext) -> Row:
+def try_kind(plan: Plan, make: type[Kind]) -> Row:
+    """Kill one kind of work, in a process of its own."""
+    folder = plan.scratch / make.__name__
+    folder.mkdir()
+    kind, count, server = make(folder, plan.chance(f"crash {make.__name__}")), plan.count(make.full), _server()
     row = Row("crash", kind.what)
     kind.prepare()
     if kind.again:
@@ -731,6 +741,7 @@ def try_kind(kind: Kind, count: int, server: ForkServerContext) -> Row:
         row.remark = f"{landed} of them in the middle of {kind.board.tried.sum():,} writes"
     if 4 * landed < count - 4:  # a few may miss it by chance
         row.say(f"only {landed} of {count} victims were killed in the middle of their work")
+    shutil.rmtree(folder)
     return row
 
 
@@ -764,7 +775,7 @@ def _measure(kind: Kind, server: ForkServerContext) -> float:
     return kind.board.done - kind.board.began
 
 
-def try_leases(plan: Plan, server: ForkServerContext) -> Row:
+def try_leases(plan: Plan) -> Row:
     """Kill processes that fetch: those that want the same wait until the lease has run out, and no longer."""
     row = Row("crash", "SIGKILL while fetching under a lease that others wait for")
     folder = plan.scratch / "leases"
@@ -774,6 +785,7 @@ def try_leases(plan: Plan, server: ForkServerContext) -> Row:
     cache = Cache(config)
     cache.open()
     numbers = range(plan.count(20))
+    server = _server()
     processes = [server.Process(target=fetch_for_ever, args=(folder, number), daemon=True) for number in numbers]
     for process in processes:
         process.start()

@@ -15,10 +15,10 @@ _log = logging.getLogger(__name__)
 
 LEASE_SECONDS = 10.0
 """A lease that was not renewed for so long belongs to a process that died."""
-_LOOK_UP = "SELECT expires_at FROM leases WHERE key = ?"
+_LOOK_UP = "SELECT expires_at, owner FROM leases WHERE key = ?"
 _POLL_SECONDS = 0.05
-_LOCK_SECONDS = 2.0
-"""To renew a lease or give it back; what fails is tried again, or runs out by itself."""
+_RENEW_SECONDS = 2.0
+"""To wait for the write lock when a lease is renewed; what fails is tried again."""
 
 
 class Flights:
@@ -62,6 +62,10 @@ class _InterruptedError(Exception):
     """The thread that led a flight was interrupted."""
 
 
+END_LEASE = "DELETE FROM leases WHERE key = :key"
+"""Within the transaction that stores an entry of the key: to wait for another to give the lease back is saved."""
+
+
 class Leases:
     """Leases on keys, kept in the cache file.
 
@@ -82,7 +86,7 @@ class Leases:
             is_done: Asked while waiting: whether the other process has brought what is wanted; ends the waiting.
 
         Returns:
-            What gives the lease back.
+            What gives the lease back, which storing an entry of the key does, too.
 
         Raises:
             CacheError: The file cannot be used.
@@ -103,11 +107,20 @@ class Leases:
 
         return release
 
+    @property
+    def _patience(self) -> float:
+        # Under load a writer waits for seconds; for longer than a lease lasts it need not.
+        return min(self._database.lock_timeout, self._seconds)
+
     def _is_taken(self, key: str) -> bool:
         # Asked first, because waiting must not keep others from writing.
+        held = self._held(key)
+        return held is not None and self._is_running(held[0])
+
+    def _held(self, key: str) -> tuple[float, str] | None:
+        """Return when the lease on a key ends and whose it is."""
         with self._database.reading() as handle:
-            row = handle and handle.connection.execute(_LOOK_UP, (key,)).fetchone()
-            return bool(row) and self._is_running(row[0])
+            return handle and handle.connection.execute(_LOOK_UP, (key,)).fetchone()
 
     def _is_running(self, expires_at: float) -> bool:
         # A lease cannot run for longer than its length: an expiry far ahead is a clock that was wrong.
@@ -118,8 +131,7 @@ class Leases:
 
         from tif1_pipeline.cache.schema import LEASES
 
-        # Under load a writer waits for seconds; for longer than a lease lasts it need not.
-        with self._database.writing(min(self._database.lock_timeout, self._seconds)) as connection:
+        with self._database.writing(self._patience) as connection:
             now = time.time()
             held = connection.execute(sa.select(LEASES.c.expires_at).where(LEASES.c.key == key)).scalar()
             if held is not None and self._is_running(held):
@@ -136,7 +148,7 @@ class Leases:
         mine = sa.and_(LEASES.c.key == key, LEASES.c.owner == owner)
         while not stop.wait(self._seconds / 3):
             try:
-                with self._database.writing(_LOCK_SECONDS) as connection:
+                with self._database.writing(_RENEW_SECONDS) as connection:
                     connection.execute(sa.update(LEASES).where(mine).values(expires_at=time.time() + self._seconds))
             except CacheError as error:
                 _log.debug("lease on %s not renewed: %s", key, error)
@@ -147,7 +159,11 @@ class Leases:
         from tif1_pipeline.cache.schema import LEASES
 
         try:
-            with self._database.writing(_LOCK_SECONDS) as connection:
+            held = self._held(key)
+            if held is None or held[1] != owner:  # what was fetched is stored, which has ended it
+                return
+            # As long as for taking it. After less, under load, it would be left to run out, and others wait for that.
+            with self._database.writing(self._patience) as connection:
                 connection.execute(sa.delete(LEASES).where(sa.and_(LEASES.c.key == key, LEASES.c.owner == owner)))
         except CacheVersionError:
             raise

@@ -16,6 +16,7 @@ from tif1_pipeline.cache.base import OUTDATED, Backend, EntryInfo, Source
 from tif1_pipeline.cache.cipher import Keyring, context_of, no_key
 from tif1_pipeline.cache.codec import FORMAT_VERSION, Blob, Encoded
 from tif1_pipeline.cache.database import Database
+from tif1_pipeline.cache.flight import END_LEASE
 from tif1_pipeline.exceptions import CacheError, CorruptEntryError
 from tif1_pipeline.keys import EntryKey
 
@@ -294,7 +295,7 @@ class Store:
     # ---- writing
 
     def save(self, info: EntryInfo, encoded: Encoded) -> EntryInfo:
-        """Replace an entry, and the entries that hold parts of it alone, in one transaction.
+        """Replace an entry, and the entries that hold parts of it alone, in one transaction; ends a lease on the key.
 
         Raises:
             CacheError: With the cause ``no key``: one of them is encrypted with a key that is not given. A process with
@@ -332,6 +333,7 @@ class Store:
                     for ordinal, blob in parts.items()
                 ],
             )
+            connection.exec_driver_sql(END_LEASE, mine)
         return info
 
     def touch(self, key: str, generation: str, source: Source) -> EntryInfo | None:
