@@ -324,3 +324,46 @@ def test_the_error_of_one_partition_stands_in_place_of_its_value(run):
     assert seen.keys() == {"a", "b", "c"}
     assert isinstance(seen["b"], InvalidDataError)
     assert seen["a"]["n"].tolist() == seen["c"]["n"].tolist() == [1]
+
+
+NAMES = [f"{(7 * number) % 24:02}" for number in range(24)]
+DAYS = dg.DailyPartitionsDefinition("01.01.25", end_date="01.03.25", fmt="%d.%m.%y")
+IN_ORDER = {
+    "static": (dg.StaticPartitionsDefinition(NAMES), NAMES),
+    "dynamic": (dg.DynamicPartitionsDefinition(name="regions"), NAMES),
+    "days": (DAYS, [f"{day:02}.01.25" for day in range(20, 32)] + [f"{day:02}.02.25" for day in range(1, 12)]),
+    "multi": (
+        dg.MultiPartitionsDefinition({"day": DAYS, "shop": dg.StaticPartitionsDefinition(["y", "x"])}),
+        [f"{day}|{shop}" for day in ("30.01.25", "31.01.25", "01.02.25") for shop in "yx"],
+    ),
+}
+
+
+@pytest.mark.filterwarnings("ignore:Parameter `backfill_policy`:dagster.BetaWarning")
+@pytest.mark.parametrize("as_", [dict[str, pd.DataFrame], pd.DataFrame], ids=["dict", "frame"])
+@pytest.mark.parametrize("kind", IN_ORDER)
+def test_partitions_come_in_the_order_of_their_definition_and_each_is_told_of(run, instance, capsys, kind, as_):
+    partitions, keys = IN_ORDER[kind]
+    if kind == "dynamic":
+        instance.add_dynamic_partitions("regions", keys)
+
+    @dg.asset(partitions_def=partitions, backfill_policy=SR, metadata={"part_by": "Driver"})
+    def by_region(context: dg.AssetExecutionContext):
+        return {key: sales(key) for key in context.partition_keys}
+
+    seen = []
+    wish = {"drivers": ["NOR", "HAM"]}
+
+    @dg.asset(partitions_def=partitions, backfill_policy=SR, ins={"by_region": dg.AssetIn(metadata=wish)})
+    def follower(context: dg.AssetExecutionContext, by_region: as_):
+        frame = by_region
+        if isinstance(by_region, dict):
+            assert list(by_region) == keys
+            frame = pd.concat(by_region.values())
+        seen.extend(frame["region"])
+        return dict.fromkeys(context.partition_keys, 1)
+
+    assert run(by_region, follower, keys=(keys[0], keys[-1])).success
+    assert seen == keys
+    told = "".join(capsys.readouterr())
+    assert [key for key in keys if f"by_region, partition {key!r} has no rows of HAM" not in told] == []

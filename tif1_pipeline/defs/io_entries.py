@@ -1,7 +1,7 @@
 """Which cache entry belongs to an output or input of Dagster."""
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -100,9 +100,29 @@ def label_of(context: Context, partition: str | None = None) -> str:
 def own_partitions(context: Context) -> dict[str, str] | None:
     """Return the run's partitions of an asset, each with the object Dagster has for it; None without partitions.
 
-    Keys of multi-partitions are strings that know their dimensions; others know them by their text.
+    Keys of multi-partitions are strings that know their dimensions; others know them by their text. Those of an input
+    are in the order of their definition: Dagster has them in that of a set, another one in each process.
     """
-    return {str(key): key for key in context.asset_partition_keys} if context.has_asset_partitions else None
+    if not context.has_asset_partitions:
+        return None
+    keys = context.asset_partition_keys
+    if isinstance(context, dg.InputContext) and len(keys) > 1:
+        place = _place_in(context.asset_partitions_def, context)
+        keys = sorted(keys, key=lambda key: (place(key), key))
+    return {str(key): key for key in keys}
+
+
+def _place_in(partitions: dg.PartitionsDefinition, context: dg.InputContext) -> Callable[[Any], Any]:
+    """Return what tells where a key stands among others."""
+    if isinstance(partitions, dg.TimeWindowPartitionsDefinition):
+        return lambda key: partitions.time_window_for_partition_key(key).start
+    if isinstance(partitions, dg.MultiPartitionsDefinition):
+        places = [(one.name, _place_in(one.partitions_def, context)) for one in partitions.partitions_defs]
+        return lambda key: [place(key.keys_by_dimension[name]) for name, place in places]
+    # A context that was built by hand may be without an instance.
+    instance = None if isinstance(partitions, dg.StaticPartitionsDefinition) else context.instance
+    ranks = {key: rank for rank, key in enumerate(partitions.get_partition_keys(dynamic_partitions_store=instance))}
+    return lambda key: ranks.get(key, len(ranks))  # one that was deleted comes last
 
 
 def annotation_of(context: Context) -> Any:

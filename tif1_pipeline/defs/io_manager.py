@@ -48,9 +48,10 @@ class CacheIOManager(dg.ConfigurableIOManager):
 
     **Inputs** load as ``pd.DataFrame``, ``pl.DataFrame``, ``pl.LazyFrame``, ``pa.Table`` or JSON types; without
     annotation as they were stored, Formula 1 tables as pandas. Several partitions load as ``dict[str, X]``, or as one
-    frame where the annotation is a kind of frame. With *one* partition ``dict[str, <frame>]`` is a dict of one;
-    ``dict[str, <JSON type>]`` is the value itself if a run loads its own partition and has no backfill policy for
-    several, else a dict of one; ``dict`` alone is the value itself. ``Optional[X]`` is None where nothing is stored.
+    frame where the annotation is a kind of frame, in the order of their definition. With *one* partition
+    ``dict[str, <frame>]`` is a dict of one; ``dict[str, <JSON type>]`` is the value itself if a run loads its own
+    partition and has no backfill policy for several, else a dict of one; ``dict`` alone is the value itself.
+    ``Optional[X]`` is None where nothing is stored.
 
     **Input metadata**: ``columns`` loads these alone; ``parts`` (``drivers`` for the column ``Driver``) loads
     their rows alone, none where there are none; ``partition_column`` adds a column with the partition key to a frame of
