@@ -2,9 +2,9 @@
 
     python -m benchmarks.floors [RUNS]
 
-Fetching: all files are inflated, and inflated and parsed, from memory, on one core, as the interpreter's lock demands.
-Reading: the stored bytes are read from the page cache; the parts are decoded on all cores; the frame's memory is taken
-and filled. Nothing of this waits for anything, and nothing of it overlaps here.
+Fetching: all files are inflated, and parsed, from memory, each on one core; those of the race, and those of five
+sessions. Reading: the stored bytes are read from the page cache; the parts are decoded on all cores; the frame's memory
+is taken and filled. Nothing of this waits for anything, and nothing of it overlaps here.
 """
 
 import gzip
@@ -24,6 +24,7 @@ from benchmarks import files
 from benchmarks.measure import serving
 from tif1_pipeline.api import get_reader
 from tif1_pipeline.cache import codec, parquet, threads
+from tif1_pipeline.decode.telemetry import _parse_fast
 
 RUNS = int(sys.argv[1]) if len(sys.argv) > 1 else 5
 KEPT = files.ROOT / ".bench"
@@ -46,14 +47,17 @@ def main() -> None:
     KEPT.mkdir(exist_ok=True)
     folder, what = files.prepare(KEPT)
     print(f"Measured on {what}.")
-    packed = [gzip.compress(path.read_bytes(), 6) for path in sorted(folder.rglob("Race/*/*_tel.json"))]
-    size = sum(map(len, packed)) / 1e6
-    show(f"inflating {len(packed)} files, {size:.0f} MB", lambda: [len(igzip.decompress(data)) for data in packed])
     parser = simdjson.Parser()
-    plain = [igzip.decompress(data) for data in packed]
-
-    size = sum(map(len, plain)) / 1e6
-    show(f"parsing them, {size:.0f} MB of JSON, without arrays", lambda: [_parse(parser, data) for data in plain])
+    for name, pattern in (("the race", "Race"), ("five sessions", "*")):
+        paths = folder.glob(f"TracingInsights/{files.YEAR}@main/{files.EVENT}/{pattern}/*/*_tel.json")
+        packed = [gzip.compress(path.read_bytes(), 6) for path in sorted(paths)]
+        plain = [igzip.decompress(data) for data in packed]
+        what = f"{len(packed)} files of {name}"
+        inflated = f"inflating {what}, {sum(map(len, packed)) / 1e6:.0f} MB"
+        show(inflated, lambda: [len(igzip.decompress(data)) for data in packed])  # noqa: B023 - shown at once
+        parsed = f"parsing {what}, {sum(map(len, plain)) / 1e6:.0f} MB of JSON"
+        show(f"{parsed}, without arrays", lambda: [_parse(parser, data) for data in plain])  # noqa: B023
+        show(f"{parsed}, into arrays", lambda: [len(_parse_fast(parser, data) or ()) for data in plain])  # noqa: B023
     with tempfile.TemporaryDirectory(dir=KEPT) as scratch, serving(folder, Path(scratch)) as server:
         config = tif1.get_config()
         config.cdn_urls = f"{server}/0/TracingInsights/{{year}}@main"

@@ -1,5 +1,6 @@
 """Which files make up a table: over HTTP from a simulated CDN, without a cache."""
 
+import pyarrow as pa
 import pytest
 
 from tif1_pipeline.cdn.base import CdnStats
@@ -30,6 +31,13 @@ def look_up_with(client, key):
         return tables[dataset]
 
     return look_up
+
+
+def last_laps(laps):
+    last = {}
+    for code, lap in zip(laps["Driver"].to_pylist(), laps["LapNumber"].to_pylist(), strict=True):
+        last[code] = max(last.get(code, 0), int(lap))
+    return last
 
 
 def test_laps_come_from_the_session_file(client, cdn):
@@ -84,9 +92,33 @@ def test_telemetry_of_laps_that_the_table_lacks_is_found(client, season):
         if path.endswith("_tel.json")
     }
     # A run of missing files longer than one ends the search past a driver's last known lap.
-    last = {code: max(lap for driver, lap in in_table if driver == code) for code, _ in in_table}
+    last = last_laps(laps)
     assert {pair for pair in published if pair[1] <= last.get(pair[0], 0) + 1} <= found <= published
     assert found - in_table, "the untidy season has telemetry beyond the lap table"
+
+
+def test_a_driver_is_followed_while_others_are_fetched(client, cdn):
+    client._config.max_concurrent_requests = 4  # of 34 files
+    look_up = look_up_with(client, QUALIFYING)
+    last = last_laps(look_up("laps"))
+    cdn.requests.clear()
+    fetch_table(client, QUALIFYING, "telemetry", look_up)
+    asked = [entry.path.split("/")[-2:] for entry in cdn.requests.entries if entry.path.endswith("_tel.json")]
+    beyond = [place for place, (code, file) in enumerate(asked) if int(file.split("_")[0]) > last.get(code, 0) + 1]
+    assert beyond, "the untidy season has telemetry beyond the lap table"
+    assert beyond[0] < len(asked) - 2 * len(beyond)
+
+
+def test_a_server_that_has_every_lap_is_not_followed_for_ever(client, monkeypatch):
+    laps = look_up_with(client, QUALIFYING)("laps")
+    table = fetch_table(client, QUALIFYING, "telemetry", look_up_with(client, QUALIFYING)).table
+    last = last_laps(laps)
+    code = next(code for code, number in last_laps(table).items() if number > last.get(code, 0))
+    known = {"Driver": [code], "LapNumber": [float(last.get(code, 0))]}
+    tables = {"drivers": pa.table({"Driver": [code]}), "laps": pa.table(known)}
+    monkeypatch.setattr("tif1_pipeline.fetch._MOST_LAPS", last.get(code, 0))
+    with pytest.raises(InvalidDataError, match="every lap number"):
+        fetch_table(client, QUALIFYING, "telemetry", tables.__getitem__)
 
 
 def test_parts_are_told_of_while_others_are_fetched(client, cdn):
@@ -113,10 +145,14 @@ def test_parts_are_told_of_while_others_are_fetched(client, cdn):
 
 def test_telling_of_parts_changes_nothing(client, cdn):
     cdn.hide("Race/session_laptimes.json")
-    for key in (RACE, QUALIFYING):  # which has laps that are found in a second round
+    for key in (RACE, QUALIFYING):
         plain = fetch_table(client, key, "telemetry", look_up_with(client, key))
-        told = fetch_table(client, key, "telemetry", look_up_with(client, key), on_part=lambda name, rows: None)
+        parts = []
+        told = fetch_table(
+            client, key, "telemetry", look_up_with(client, key), on_part=lambda name, rows, to=parts: to.append(name)
+        )
         assert told.table.equals(plain.table)
+        assert parts == told.table["Driver"].unique().to_pylist()
         assert (told.url, told.files_missing, told.raw_bytes) == (plain.url, plain.files_missing, plain.raw_bytes)
 
 
@@ -157,8 +193,6 @@ def test_one_driver_and_one_lap_fetch_no_more(client, cdn):
 
 
 def test_an_absurd_lap_number_does_not_become_requests(client, cdn):
-    import pyarrow as pa
-
     tables = {
         "drivers": pa.table({"Driver": ["VER"]}),
         "laps": pa.table({"Driver": ["VER"], "LapNumber": [1e9]}),
@@ -224,8 +258,6 @@ def test_an_error_page_at_one_mirror_does_not_make_the_search_past_the_last_lap_
 
 
 def test_rows_that_name_no_lap_or_driver_ask_for_no_file(client, cdn):
-    import pyarrow as pa
-
     code = look_up_with(client, RACE)("laps")["Driver"][0].as_py()
     tables = {
         "drivers": pa.table({"Driver": pa.array([code, None], pa.string())}),

@@ -4,7 +4,7 @@ The asset, the session and warming all come through :func:`fetch_table`, so they
 """
 
 from collections import Counter, defaultdict, deque
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -209,49 +209,60 @@ def fetch_telemetry(
         InvalidDataError: No mirror has a sound copy of a file.
     """
     builder = decode.TelemetryBuilder(dtype, _data_key(key))
+    # Each driver's last lap number that is asked for.
+    ahead: dict[str, int] = {}
     if driver is not None and lap is not None:
-        ahead = {}
-        files = {_telemetry_file(key, driver, lap): (driver, lap)}
+        asked = {_telemetry_file(key, driver, lap): (driver, lap)}
     else:
-        ahead = _last_laps(look_up) if driver is None else {driver: _last_laps(look_up).get(driver, 0)}
-        files = {
+        last = _last_laps(look_up)
+        ahead = {code: last.get(code, 0) + 1 for code in (last if driver is None else [driver])}
+        asked = {
             _telemetry_file(key, code, number): (code, number)
-            for code, last in ahead.items()
-            for number in range(1, last + 2)
+            for code, until in ahead.items()
+            for number in range(1, until + 1)
         }
-        ahead = {code: last + 1 for code, last in ahead.items()}
+    whose = "all drivers" if driver is None else driver if lap is None else f"{driver} in lap {lap}"
+    what = f"telemetry of {whose}, {key}"
+    to_come = Counter(code for code, _ in asked.values())
+    in_turn = deque(to_come)
 
     def add(file: CdnFile, body: bytes) -> int:
         return builder.add(*asked[file], body)
 
-    missing, raw_bytes, url = 0, 0, None
-    whose = "all drivers" if driver is None else driver if lap is None else f"{driver} in lap {lap}"
-    what = f"telemetry of {whose}, {key}"
-    asked: dict[CdnFile, tuple[str, int]] = dict(files)
-    tell = on_done if on_part is None else _telling_parts(builder, files, on_part, on_done)
-    while files:
-        results = client.fetch_many(files, add, stats=stats, on_done=tell)
-        tell = on_done  # there is seldom a second round, and then for a few laps
-        # A lap past the last known one is most likely not there: one mirror that says so is enough.
-        guesses = [ahead.get(code) == number for code, number in files.values()]
-        found = _found(
-            (result for result, guess in zip(results, guesses, strict=True) if not (guess and _is_lacking(result))),
-            what,
-            len(files),
-        )
-        missing += len(files) - len(found)
-        raw_bytes += sum(item.size_bytes for item in found)
-        url = url or (_folder(found[0].url, 2) if found else None)
-        published = {asked[file] for file, result in zip(files, results, strict=True) if isinstance(result, Fetched)}
-        # Only drivers whose file past the last known lap exists are followed further.
-        ahead = {code: last + 1 for code, last in ahead.items() if (code, last) in published}
-        if any(number > _MOST_LAPS for number in ahead.values()):
+    def follow(file: CdnFile) -> Iterator[CdnFile]:
+        # Only drivers of whom there is more than the lap table knows are followed further.
+        code, number = asked[file]
+        if ahead.get(code) != number:
+            return
+        if number >= _MOST_LAPS:
             raise InvalidDataError(
                 f"{what}: the server has a file for every lap number asked for", session=key.partition
             )
-        files = {_telemetry_file(key, code, number): (code, number) for code, number in ahead.items()}
-        asked |= files
-    if url is None:
+        ahead[code] = number + 1
+        to_come[code] += 1
+        more = _telemetry_file(key, code, number + 1)
+        asked[more] = code, number + 1
+        yield more
+
+    def done(file: CdnFile) -> None:
+        to_come[asked[file][0]] -= 1
+        # Files are asked for driver by driver, so that is about how they come.
+        while on_part is not None and in_turn and not to_come[in_turn[0]]:
+            code = in_turn.popleft()
+            if (rows := builder.finish(code)) is not None:
+                on_part(code, rows)
+        if on_done is not None:
+            on_done(file)
+
+    results = client.fetch_many(list(asked), add, stats=stats, on_done=done, follow=follow)
+    # A lap past the last known one is most likely not there: one mirror that says so is enough.
+    guesses = [ahead.get(code) == number for code, number in asked.values()]
+    found = _found(
+        (result for result, guess in zip(results, guesses, strict=True) if not (guess and _is_lacking(result))),
+        what,
+        len(asked),
+    )
+    if not found:
         raise DataNotFoundError(
             f"no {what} is published; it appears about half an hour after a session, and some laps have none",
             session=key.partition,
@@ -259,36 +270,12 @@ def fetch_telemetry(
             lap=lap,
         )
     # In the order asked for: files come in any order, and the same content must make the same table.
-    table = builder.table([code for code, _ in asked.values()])
-    return FetchedTable(table, url=url, files_missing=missing, raw_bytes=raw_bytes)
-
-
-def _telling_parts(
-    builder: decode.TelemetryBuilder,
-    files: Mapping[CdnFile, tuple[str, int]],
-    on_part: OnPart,
-    on_done: Callable[[CdnFile], None] | None,
-) -> Callable[[CdnFile], None]:
-    """Return what is to be called after each file: it tells of the drivers whose files are all there, in their order.
-
-    Files are asked for driver by driver, so that is about how they come.
-    """
-    to_come = Counter(driver for driver, _ in files.values())
-    last = dict(files.values())
-    drivers = deque(last)
-
-    def done(file: CdnFile) -> None:
-        to_come[files[file][0]] -= 1
-        while drivers and not to_come[drivers[0]]:
-            driver = drivers.popleft()
-            if builder.has(driver, last[driver]):  # more may come, and then the later ones lie elsewhere
-                drivers.clear()
-            elif (rows := builder.finish(driver)) is not None:
-                on_part(driver, rows)
-        if on_done is not None:
-            on_done(file)
-
-    return done
+    return FetchedTable(
+        builder.table([code for code, _ in asked.values()]),
+        url=_folder(found[0].url, 2),
+        files_missing=len(asked) - len(found),
+        raw_bytes=sum(item.size_bytes for item in found),
+    )
 
 
 def _last_laps(look_up: LookUp) -> dict[str, int]:

@@ -2,7 +2,9 @@
 
 import gc
 import os
+import threading
 from collections.abc import Callable
+from concurrent.futures import CancelledError, ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
@@ -10,7 +12,7 @@ import pandas as pd
 import pyarrow as pa
 import pytest
 
-from tif1_pipeline.cache import Cache, codec, decoding, frames, templates, threads
+from tif1_pipeline.cache import Cache, codec, decoding, frames, spare, templates, threads
 from tif1_pipeline.cache.assembly import Assembly, assembled
 from tif1_pipeline.keys import EntryKey
 
@@ -177,6 +179,68 @@ def test_a_part_of_another_table_is_never_taken_for_this_one(config, key, open_c
     assert cache.read(key, as_) is None
 
 
+def address_of(frame: pd.DataFrame) -> int:
+    return frame["float"].to_numpy().ctypes.data
+
+
+def test_memory_of_a_frame_that_is_gone_is_used_for_the_next(cache, key):
+    assert cache.write(key, large_table(), part_by="part").stored
+    addresses = set()
+    for _ in range(3):
+        frame = None
+        cache.clear_memory()
+        frame = cache.read(key, "pandas").value
+        addresses.add(address_of(frame))
+    assert len(addresses) == 1
+    frame = None
+    cache.close()
+    assert not spare._kept
+
+
+@pytest.mark.parametrize(
+    "keep",
+    [
+        lambda frame: frame["float"],
+        lambda frame: frame["int"].to_numpy(),
+        lambda frame: frame.iloc[7:9],
+        lambda frame: memoryview(frame["float"].to_numpy()),
+        lambda frame: pa.Table.from_pandas(frame[["float"]]),
+    ],
+    ids=["column", "array", "rows", "view", "arrow"],
+)
+def test_memory_that_anything_refers_to_is_not_given_to_another_frame(cache, key, keep):
+    table = large_table()
+    assert cache.write(key, table, part_by="part").stored
+    cache.clear_memory()
+    frame = cache.read(key, "pandas").value
+    address, kept = address_of(frame), keep(frame)
+    frame = None
+    cache.clear_memory()
+    assert not spare._kept
+    assert address_of(cache.read(key, "pandas").value) != address
+    del kept
+    assert spare._kept
+
+
+def test_threads_that_give_back_and_take_memory_at_once_have_each_its_own(open_cache, config):
+    tables = {number: pa.table({"n": np.full(600_000, number), "m": np.arange(600_000) * number}) for number in (3, 5)}
+    keys = {number: EntryKey(f"of-{number}", "thing") for number in tables}
+    config.memory_cache_enabled = False
+    cache = open_cache(config)
+    for number, table in tables.items():
+        assert cache.write(keys[number], table).stored
+
+    def read(number: int) -> list[bool]:
+        found = []
+        for _ in range(15):
+            frame = cache.read(keys[number], "pandas").value
+            found.append(bool((frame["n"] == number).all() and (frame["m"] == np.arange(600_000) * number).all()))
+        return found
+
+    with ThreadPoolExecutor(4) as pool:
+        assert all(all(found) for found in pool.map(read, [3, 5, 3, 5]))
+
+
 def test_nothing_is_left_of_a_reading_that_failed(cache, key, monkeypatch):
     """Its tasks do not keep the threads from others."""
     assert cache.write(key, large_table(), part_by="part").stored
@@ -197,6 +261,30 @@ def test_threads_in_a_forked_child():
     if not child:
         os._exit(0 if threads.each(abs, [-3, -4]) == [3, 4] else 1)
     assert os.waitpid(child, 0)[1] == 0
+
+
+def test_a_task_is_done_once_by_whoever_comes_first():
+    gate, entered, done = threading.Event(), threading.Event(), []
+
+    def hold():
+        entered.set()
+        return gate.wait(30)
+
+    blocking = [threads.submit(hold) for _ in range(threads.NUMBER)]
+    assert entered.wait(30)
+    waiting = threads.submit(lambda: done.append(threading.current_thread()) or "made")
+    assert waiting.result() == "made"  # here, as all threads are taken
+    cancelled = threads.submit(done.append, None)
+    cancelled.cancel()
+    gate.set()
+    assert [task.result() for task in blocking] == [True] * threads.NUMBER
+    over = [threading.Event() for _ in range(threads.NUMBER)]
+    for event in over:  # each thread is through with the other two once it is through with as many
+        threads.submit(event.set)
+    assert all(event.wait(30) for event in over)
+    assert done == [threading.current_thread()]
+    with pytest.raises(CancelledError):
+        cancelled.result()
 
 
 def test_work_is_done_where_no_thread_can_be_had(monkeypatch):

@@ -58,7 +58,7 @@ def assert_pandas_equal(before: pd.DataFrame, after: pd.DataFrame) -> None:
         if dtype.kind == "O" and isinstance(dtype, np.dtype):
             assert same(list(before.iloc[:, position]), list(after.iloc[:, position]))
         if isinstance(dtype, pd.CategoricalDtype):
-            assert list(dtype.categories) == list(after.dtypes.iloc[position].categories)
+            pd.testing.assert_index_equal(dtype.categories, after.dtypes.iloc[position].categories)
 
 
 N = np.arange(3)
@@ -338,6 +338,15 @@ def test_a_very_deep_json_value_is_refused(cache: Cache) -> None:
         value = [value]
     with pytest.raises(InvalidDataError):
         cache.write(KEY, value)
+
+
+@pytest.mark.parametrize("dtype", ["object", "str", "float64", "int64", "datetime64[ns]", "bool"])
+@pytest.mark.parametrize("rows", [0, 6])
+def test_categories_of_which_there_is_none(cache: Cache, dtype: str, rows: int) -> None:
+    of_none = pd.CategoricalDtype(pd.Index([], dtype=dtype))
+    frame = pd.DataFrame({"state": pd.Series([None] * rows, dtype=of_none), "lap": range(rows)})
+    assert_pandas_equal(frame, stored(cache, frame, "pandas"))
+    assert_pandas_equal(frame, cache.read(KEY, "pandas").value)
 
 
 def _column(values: st.SearchStrategy[Any], dtype: Any) -> st.SearchStrategy[Any]:

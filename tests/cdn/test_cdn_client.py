@@ -54,6 +54,32 @@ def test_results_come_in_the_order_of_the_files(client, server):
     assert client.fetch_many([], decode) == []
 
 
+def test_files_that_follow_are_fetched_next(client, server):
+    wanted = files(300)
+    lacking = "/{}/2025/Monaco%20Grand%20Prix/Race/VER/{}_tel.json"
+    server.replies |= {lacking.format(mirror, 1): status(404) for mirror in "ab"}
+    extra = files(303)[300:]
+    more, done = {wanted[0]: extra[:2], wanted[1]: [FILE], wanted[5]: extra[2:]}, []
+
+    def follow(file):
+        return more.get(file, [])
+
+    outcomes = client.fetch_many(wanted, lambda file, body: file, on_done=done.append, follow=follow)
+    assert isinstance(outcomes[1], DataNotFoundError)  # what did not come is not followed
+    followed = [outcome.value for outcome in outcomes[300:]]
+    assert sorted(map(str, followed)) == sorted(map(str, extra))
+    assert [file for file in followed if file in extra[:2]] == extra[:2]
+    assert len(done) == 303
+    assert max(map(done.index, followed)) < 250
+
+    def refuse(file):
+        raise InvalidDataError("enough")
+
+    with pytest.raises(InvalidDataError, match="enough"):
+        client.fetch_many(wanted, length, follow=refuse)
+    assert len(client.fetch_many(files(20), length)) == 20
+
+
 def test_files_may_come_from_a_generator_of_the_callers_thread(client):
     threads = []
 

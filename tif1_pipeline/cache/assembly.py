@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pyarrow as pa
 
-from tif1_pipeline.cache import physical, templates
+from tif1_pipeline.cache import physical, spare, templates
 from tif1_pipeline.cache.templates import Template
 
 if TYPE_CHECKING:
@@ -133,14 +133,16 @@ class Assembly:
     def _write(self, name: str, kind: str, chunk: pa.Array, target: np.ndarray, row: int) -> None:
         if not len(chunk) or kind == "none":
             return
-        if target.dtype.kind in "bO":
+        # Copied by memory views, which keep the interpreter's lock: numpy would let go of it for every column, and
+        # threads that wait for it take longer than the copy.
+        if kind == "object":
             target[:] = _bits(chunk, 1)
+        elif target.dtype.kind == "b":
+            target.view(np.uint8).data[:] = _bits(chunk, 1).view(np.uint8).data
         elif chunk.null_count == len(chunk):
             target[:] = _missing(kind)
             return
         else:
-            # By memory views, which keep the interpreter's lock: numpy would let go of it for every column, and threads
-            # that wait for it take longer than the copy.
             size = target.itemsize
             values = memoryview(chunk.buffers()[1]).cast("B")
             target.view(np.uint8).data[:] = values[chunk.offset * size : (chunk.offset + len(chunk)) * size]
@@ -150,9 +152,6 @@ class Assembly:
                 self._nulls[name][row : row + len(chunk)] = nulls
             else:
                 target[nulls] = _missing(kind)
-        # pandas would read beyond their end
-        if kind == "category" and (target.min() < -1 or target.max() >= len(self._plan.dtypes[name].categories)):
-            raise ValueError(f"column {name!r} has a code of no category")
 
     def frame(self, rest: list[pa.Table]) -> "pd.DataFrame":
         """Return the frame.
@@ -186,6 +185,8 @@ class Assembly:
 
         kind, dtype = self._kinds[name], self._plan.dtypes[name]
         if kind == "category":
+            if values.min() < -1 or values.max() >= len(dtype.categories):  # pandas would read beyond their end
+                raise ValueError(f"column {name!r} has a code of no category")
             # Of its own categories: what a reader does to their name must not reach other frames.
             own = pd.CategoricalDtype(dtype.categories.copy(), dtype.ordered)
             return pd.Categorical.from_codes(values, dtype=own, validate=False)
@@ -228,7 +229,7 @@ def _take(*wanted: tuple[np.dtype, int]) -> list[np.ndarray]:
     """Return memory for so many values of each type, taken at once: what is large gets large pages, mapped at once."""
     sizes = [number * dtype.itemsize for dtype, number in wanted]
     starts = np.cumsum([0, *(-(-size // _ALIGNED) * _ALIGNED for size in sizes)]).tolist()
-    memory = np.empty(starts.pop(), np.uint8)
+    memory = spare.take(starts.pop())
     return [
         memory[start : start + size].view(dtype) for start, size, (dtype, _) in zip(starts, sizes, wanted, strict=True)
     ]

@@ -1,7 +1,6 @@
 """Large tables, decoded on threads while their parts are still being read from the file."""
 
 import threading
-from concurrent.futures import Future
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
@@ -13,6 +12,7 @@ from tif1_pipeline.cache.assembly import Assembly
 from tif1_pipeline.cache.base import EntryInfo
 from tif1_pipeline.cache.codec import Blob
 from tif1_pipeline.cache.templates import Template
+from tif1_pipeline.cache.threads import Task
 from tif1_pipeline.cache.views import View
 from tif1_pipeline.exceptions import CorruptEntryError
 
@@ -32,9 +32,11 @@ def _keep_what_is_freed() -> None:
 
     Else it gives that back to the system and takes other, part by part, and mapping it takes a quarter of the time of
     reading a race's telemetry. glibc keeps twice the size of the largest piece that was given back; this one is never
-    touched. Other libraries do as they do.
+    touched. The second is of what is kept, and numpy asks for large pages for it: the first reading of a process meets
+    a third of the faults. Other libraries do as they do.
     """
     np.empty(_KEPT, np.uint8)
+    np.empty(_KEPT - (1 << 16), np.uint8)
 
 
 class Decoding:
@@ -58,11 +60,11 @@ class Decoding:
         self._header = header.data
         self._empty, self._columns = codec.open_header(header, view.columns_of)
         self._blobs: list[Blob] = []
-        self._parts: list[Future[pa.Table]] = []
+        self._parts: list[Task[pa.Table]] = []
         self._schema: pa.Schema | None = None
         self._filled = 0
         self._assembly: Assembly | None = None
-        self._room = threading.Semaphore(2 * threads.NUMBER)
+        self._room = threading.Semaphore(2 * threads.NUMBER + 1)
         read = 1.0 if view.parts is None or not info.parts else len(view.parts) / len(info.parts)
         self._is_large = read * info.size_bytes >= _LARGE
         if self._is_large:
@@ -92,27 +94,32 @@ class Decoding:
         if self._check:
             codec.verify(blob)
         with codec.translated():
-            schema, groups = parquet.layout(blob.data)
+            opened = parquet.Opened(blob.data)
             if self._schema is None:
-                self._schema = schema
-                if codec.ROW in schema.names:  # the parts' rows are not in the table's order
+                self._schema = opened.schema
+                if codec.ROW in opened.schema.names:  # the parts' rows are not in the table's order
                     self._assembly = None
                 if self._assembly is not None:
-                    self._assembly.prepare(schema)
-        if not physical.are_alike(schema, self._schema):
+                    self._assembly.prepare(opened.schema)
+        if not physical.are_alike(opened.schema, self._schema):
             raise CorruptEntryError(f"part {blob.name!r} has other columns than the first", part=blob.name)
-        for number, rows in enumerate(groups):
-            self._room.acquire()  # else all that is stored is in memory at once, which takes the time to map it too
-            part = threads.submit(self._decode, blob, number, rows, self._filled)
-            # Not of self, which holds the part: a circle would keep the frame's memory until the collector comes by.
-            part.add_done_callback(lambda _, room=self._room: room.release())
+        for number, rows in enumerate(opened.groups):
+            if self._room.acquire(blocking=False):
+                part = threads.submit(self._decode, blob.name, opened, number, self._filled)
+                # Not of self, which holds the part: a circle would keep the frame's memory until the collector comes.
+                part.when_done(self._room.release)
+            else:  # the threads have enough to do; and all that is stored is not to be in memory at once
+                part = threads.Task(self._decode, blob.name, opened, number, self._filled)
+                part.run()
             self._parts.append(part)
             self._filled += rows
 
-    def _decode(self, blob: Blob, group: int, rows: int, start: int) -> pa.Table:
-        part = codec.read_part(blob, self._columns, group)
+    def _decode(self, name: str, opened: parquet.Opened, group: int, start: int) -> pa.Table:
+        rows = opened.groups[group]
+        with codec.translated():
+            part = opened.read(group, self._columns)
         if part.num_rows != rows or (self._assembly is not None and start + rows > self._rows):
-            raise CorruptEntryError(f"part {blob.name!r} holds other rows than it says", part=blob.name)
+            raise CorruptEntryError(f"part {name!r} holds other rows than it says", part=name)
         if self._assembly is None:
             return part
         with codec.translated():
@@ -126,6 +133,8 @@ class Decoding:
         """
         is_whole = self._view.parts is None
         if self._is_large:
+            for part in reversed(self._parts):  # the threads come from the other end: nobody waits while there is work
+                part.run()
             parts = [part.result() for part in self._parts]
         else:
             for blob in self._blobs if self._check else ():

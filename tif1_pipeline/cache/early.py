@@ -1,12 +1,12 @@
 """Encoding the parts of a table while others are still being fetched."""
 
 from collections.abc import Mapping
-from concurrent.futures import Future
 
 import pyarrow as pa
 
 from tif1_pipeline.cache import codec, physical, threads
 from tif1_pipeline.cache.codec import Codecs, PartBytes
+from tif1_pipeline.cache.threads import Task
 
 
 class EarlyParts:
@@ -23,8 +23,8 @@ class EarlyParts:
     def __init__(self, level: int) -> None:
         self._level = level
         self._nullable: set[str] = set()
-        self._codecs: Future[Codecs] | None = None
-        self._parts: dict[str, tuple[pa.Table, Future[PartBytes]]] = {}
+        self._codecs: Task[Codecs] | None = None
+        self._parts: dict[str, tuple[pa.Table, Task[PartBytes]]] = {}
 
     def add(self, name: str, rows: pa.Table) -> None:
         """Begin to encode a part; called in the order of the parts.
@@ -42,8 +42,8 @@ class EarlyParts:
             self._codecs = threads.submit(codec.choose_codecs, plain, self._level)
         self._parts[name] = plain, threads.submit(self._write, plain, self._codecs)
 
-    def _write(self, plain: pa.Table, codecs: Future[Codecs]) -> PartBytes:
-        return codec.write_part(plain, self._level, codecs.result())  # begun before this, so it ends
+    def _write(self, plain: pa.Table, codecs: Task[Codecs]) -> PartBytes:
+        return codec.write_part(plain, self._level, codecs.result())
 
     def of(self, parts: Mapping[str, pa.Table], level: int) -> tuple[Codecs | None, dict[str, PartBytes]]:
         """Return the compression of columns, if that is known, and what has been made of parts of the whole table.

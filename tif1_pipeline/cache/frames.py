@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import pyarrow as pa
 
 from tif1_pipeline.cache import jsonvalue, physical, templates
@@ -81,8 +82,8 @@ def by_arrow(table: pa.Table) -> "pd.DataFrame":
 
     if b"pandas" not in (table.schema.metadata or {}):
         # bool with nulls would become object, without nulls numpy's bool.
-        return table.to_pandas(types_mapper={pa.bool_(): pd.BooleanDtype()}.get)
-    frame = table.to_pandas()
+        return _with_categories_of_texts(table.to_pandas(types_mapper={pa.bool_(): pd.BooleanDtype()}.get), table)
+    frame = _with_categories_of_texts(table.to_pandas(), table)
     notes = json.loads((table.schema.metadata or {}).get(FRAME_NOTES, b"{}"))
     if notes:
         _apply_notes(frame, table, notes)
@@ -184,11 +185,32 @@ def _with_notes(frame: "pd.DataFrame", table: pa.Table) -> pa.Table:
     return table.replace_schema_metadata({**(table.schema.metadata or {}), FRAME_NOTES: json.dumps(notes).encode()})
 
 
+def _with_categories_of_texts(frame: "pd.DataFrame", table: pa.Table) -> "pd.DataFrame":
+    """Give categories of texts their type where there is none of them: Arrow makes objects of no texts."""
+    import pandas as pd
+
+    for position, field in _columns_of(table):
+        if not pa.types.is_dictionary(field.type) or not templates.is_text(field.type.value_type):
+            continue
+        dtype = frame.dtypes.iloc[position]
+        if isinstance(dtype, pd.CategoricalDtype) and not len(dtype.categories):
+            typed = pd.CategoricalDtype(pd.Index([], dtype=str), dtype.ordered)
+            codes = np.full(len(frame), -1, np.int8)
+            frame.isetitem(position, pd.Categorical.from_codes(codes, dtype=typed))  # pyright: ignore[reportArgumentType] - not in the stubs
+    return frame
+
+
+def _columns_of(table: pa.Table) -> "Iterator[tuple[int, pa.Field]]":
+    """Return the fields of a frame's columns with their places, without those of its index."""
+    index = (table.schema.pandas_metadata or {}).get("index_columns", ())
+    return enumerate(field for field in table.schema if field.name not in index)
+
+
 def _apply_notes(frame: "pd.DataFrame", table: pa.Table, notes: dict[str, Any]) -> None:
     import pandas as pd
 
-    index = (table.schema.pandas_metadata or {}).get("index_columns", ())
-    for position, name in enumerate(name for name in table.column_names if name not in index):
+    for position, field in _columns_of(table):
+        name = field.name
         if name in notes.get("object", ()):
             # Arrow would make str columns of texts and numpy arrays of lists.
             cells = pd.Series(table.column(name).to_pylist(), dtype=object, index=frame.index)

@@ -24,37 +24,64 @@ def read(data: bytes, columns: Sequence[str] | None = None, group: int | None = 
         OSError: It is cut short.
     """
     try:
-        reader = _open(data)
-        try:
-            indices = None if columns is None else _leaves(reader.column_paths, columns)
-            if group is None:
-                return reader.read_all(column_indices=indices, use_threads=False)
-            return reader.read_row_group(group, column_indices=indices, use_threads=False)
-        finally:
-            reader.close()
+        return _read(_open(data), columns, group)
     except (AttributeError, ImportError, TypeError):
         return _read_publicly(data, columns, group)
 
 
-def layout(data: bytes) -> tuple[pa.Schema, list[int]]:
-    """Return a part's schema, and the number of rows of each row group.
+class Opened:
+    """A part whose end was read, which says what is in it.
+
+    Args:
+        data: The stored bytes.
+
+    Attributes:
+        schema: Of its physical columns.
+        groups: The number of rows of each row group.
 
     Raises:
         pa.ArrowException: It is no Parquet.
         OSError: It is cut short.
     """
-    try:
-        reader = _open(data)
-        try:
-            schema, footer = reader.schema_arrow, reader.metadata
-        finally:
-            reader.close()
-    except (AttributeError, ImportError, TypeError):
-        import pyarrow.parquet as pq
 
-        with pq.ParquetFile(pa.BufferReader(data)) as file:
-            schema, footer = file.schema_arrow, file.metadata
-    return schema, [footer.row_group(number).num_rows for number in range(footer.num_row_groups)]
+    def __init__(self, data: bytes) -> None:
+        self._data = data
+        self._reader: Any = None
+        try:
+            self._reader = _open(data)
+            self.schema, footer = self._reader.schema_arrow, self._reader.metadata
+        except (AttributeError, ImportError, TypeError):
+            import pyarrow.parquet as pq
+
+            self._reader = None
+            with pq.ParquetFile(pa.BufferReader(data)) as file:
+                self.schema, footer = file.schema_arrow, file.metadata
+        self.groups: list[int] = [footer.row_group(number).num_rows for number in range(footer.num_row_groups)]
+
+    def read(self, group: int, columns: Sequence[str] | None) -> pa.Table:
+        """Decode a row group, once, on this thread; others may decode others meanwhile.
+
+        Raises:
+            pa.ArrowException: It does not decode.
+        """
+        # A reader is for one thread. What it has read need not be read again: 0.15 of 2.5 ms for a driver's laps.
+        reader, self._reader = self._reader, None
+        if reader is None or len(self.groups) != 1:
+            return read(self._data, columns, group)
+        try:
+            return _read(reader, columns)
+        except (AttributeError, TypeError):
+            return _read_publicly(self._data, columns)
+
+
+def _read(reader: Any, columns: Sequence[str] | None, group: int | None = None) -> pa.Table:
+    try:
+        indices = None if columns is None else _leaves(reader.column_paths, columns)
+        if group is None:
+            return reader.read_all(column_indices=indices, use_threads=False)
+        return reader.read_row_group(group, column_indices=indices, use_threads=False)
+    finally:
+        reader.close()
 
 
 def _open(data: bytes) -> Any:

@@ -152,15 +152,17 @@ def _dtype_of(column: pa.ChunkedArray, text: Any) -> Any:
         return number_type(type_)
     if pa.types.is_duration(type_) or (pa.types.is_timestamp(type_) and type_.tz is None):
         return np.dtype(f"{'m' if pa.types.is_duration(type_) else 'M'}8[{type_.unit}]")
-    if _is_text(type_):
+    if is_text(type_):
         return text
     if pa.types.is_null(type_):
         return np.dtype(object)
     if pa.types.is_dictionary(type_) and pa.types.is_signed_integer(type_.index_type):
         values = column.chunk(0).dictionary if column.num_chunks else None
-        if values is None or not len(values):
+        if pa.types.is_null(type_.value_type):
             return pd.CategoricalDtype(pd.Index([], dtype=object), type_.ordered)
-        if _is_text(type_.value_type) and not values.null_count and len(values.unique()) == len(values):
+        if values is None:
+            values = pa.array([], type_.value_type)
+        if is_text(type_.value_type) and not values.null_count and len(values.unique()) == len(values):
             return pd.CategoricalDtype(_index(values, text), type_.ordered)
     return None
 
@@ -189,5 +191,6 @@ def number_type(type_: pa.DataType) -> np.dtype:
     return np.dtype(f"{kind}{type_.bit_width // 8}")
 
 
-def _is_text(type_: pa.DataType) -> bool:
+def is_text(type_: pa.DataType) -> bool:
+    """Tell whether values of a type are texts."""
     return pa.types.is_string(type_) or pa.types.is_large_string(type_)

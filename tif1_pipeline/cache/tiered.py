@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tif1_pipeline import __version__
-from tif1_pipeline.cache import audit, codec, frames, jsonvalue, metrics, views
+from tif1_pipeline.cache import audit, codec, frames, jsonvalue, metrics, spare, views
 from tif1_pipeline.cache.base import Backend, EntryInfo, Hit, Observer, Source, Written
 from tif1_pipeline.cache.decoding import Decoding
 from tif1_pipeline.cache.files import File
@@ -387,6 +387,7 @@ class Tiered:
     def close(self) -> None:
         """Write down what is pending and close the file."""
         self.memory.clear()
+        spare.forget()
         metrics.stop(self)
         self._shards.close()
         with self._lock:  # what is opened again is judged, and spoken about, anew

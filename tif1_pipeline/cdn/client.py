@@ -87,6 +87,7 @@ class CdnClient:
         *,
         stats: CdnStats | None = None,
         on_done: Callable[[CdnFile], None] | None = None,
+        follow: Callable[[CdnFile], Iterable[CdnFile]] | None = None,
     ) -> list[Outcome[T]]:
         """Fetch files concurrently.
 
@@ -95,9 +96,11 @@ class CdnClient:
             decode: As for :meth:`fetch`, with the file as first argument.
             stats: Counters to add to.
             on_done: Called with each file when it is done, well or not, in the client's thread.
+            follow: Called with each file that came, before ``on_done`` and as that: which files to fetch next.
 
         Returns:
-            In the order of the files, what :meth:`fetch` would have returned or raised.
+            In the order of the files, what :meth:`fetch` would have returned or raised; then, in the order in which
+            they were named, of those that followed.
         """
         files = list(files)  # here, because a generator's code belongs to the caller's thread
         if self._config.offline:
@@ -106,7 +109,7 @@ class CdnClient:
                     on_done(file)
             return [_offline_error(file) for file in files]
         counters = self._counters(stats)
-        return self._run(lambda engine: engine.fetch_many(files, decode, counters, on_done), counters)
+        return self._run(lambda engine: engine.fetch_many(files, decode, counters, on_done, follow), counters)
 
     def probe_many(
         self,

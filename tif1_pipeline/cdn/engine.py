@@ -2,9 +2,12 @@
 
 import asyncio
 import contextlib
+import itertools
 import logging
 import traceback
+from collections import deque
 from collections.abc import Awaitable, Callable, Iterable, Mapping
+from typing import TypeVar
 
 from tif1_pipeline import __version__
 from tif1_pipeline.cdn.base import (
@@ -30,6 +33,7 @@ from tif1_pipeline.config import Config
 from tif1_pipeline.exceptions import NetworkError, Tif1Error
 
 logger = logging.getLogger(__name__)
+Q = TypeVar("Q")
 
 
 class Engine:
@@ -81,22 +85,28 @@ class Engine:
         decode: Callable[[CdnFile, bytes], T],
         counters: tuple[CdnStats, ...],
         on_done: Callable[[CdnFile], None] | None,
+        follow: Callable[[CdnFile], Iterable[CdnFile]] | None,
     ) -> list[Outcome[T]]:
-        """Fetch files and return, in their order, what came of each."""
-        files = list(files)
+        """Fetch files and return what came of each, in their order; those that followed from others at the end."""
+        queue = deque(enumerate(files))
+        numbers = itertools.count(len(queue))
         outcomes: dict[int, Outcome[T]] = {}
 
-        async def work(number: int, file: CdnFile) -> None:
+        async def work(turn: tuple[int, CdnFile]) -> None:
+            number, file = turn
             try:
                 outcomes[number] = await self.fetch(file, lambda body: decode(file, body), None, counters)
             except Tif1Error as error:
                 _clear_frames(error)
                 outcomes[number] = error
+            else:
+                if follow is not None:
+                    queue.extendleft((next(numbers), more) for more in follow(file))
             if on_done is not None:
                 on_done(file)
 
-        await self._each(files, work)
-        return [outcomes[number] for number in range(len(files))]
+        await self._each(queue, work)
+        return [outcomes[number] for number in range(next(numbers))]
 
     async def probe(
         self, file: CdnFile, held: Version | None, limits: Limits, counters: tuple[CdnStats, ...]
@@ -123,7 +133,7 @@ class Engine:
             share = seconds / max(len(self._config.cdn_urls), len(self._config.schedule_urls), 1)
             limits = Limits(min(limits.timeout, share / (1 + limits.retries)), limits.retries, timeouts_per_try=1)
 
-        async def work(_: int, file: CdnFile) -> None:
+        async def work(file: CdnFile) -> None:
             try:
                 outcomes[file] = await self.probe(file, files[file], limits, counters)
             except Tif1Error as error:
@@ -132,23 +142,22 @@ class Engine:
 
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(seconds):
-                await self._each(list(files), work)
+                await self._each(deque(files), work)
         late = f"no answer within the {seconds:g} s that the question may take" if seconds else ""
         return {
             file: outcomes.get(file) or NetworkError(f"{file}: {late}", file=str(file), year=file.year)
             for file in files
         }
 
-    async def _each(self, files: list[CdnFile], work: Callable[[int, CdnFile], Awaitable[None]]) -> None:
-        """Do the work for each file with its number, so many at once as there may be requests."""
-        queue = iter(enumerate(files))
+    async def _each(self, queue: deque[Q], work: Callable[[Q], Awaitable[None]]) -> None:
+        """Do the work for each item, also those that it puts there, so many at once as there may be requests."""
 
         async def worker() -> None:
-            for number, file in queue:
-                await work(number, file)
+            while queue:
+                await work(queue.popleft())
 
         # Not a task for each file: 1,400 waiting tasks cost more than the requests.
-        workers = [asyncio.create_task(worker()) for _ in range(min(self._config.max_concurrent_requests, len(files)))]
+        workers = [asyncio.create_task(worker()) for _ in range(min(self._config.max_concurrent_requests, len(queue)))]
         try:
             await asyncio.gather(*workers)
         finally:

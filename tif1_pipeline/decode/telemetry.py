@@ -151,10 +151,6 @@ class TelemetryBuilder:
                 columns=[_KEY],
             )
 
-    def has(self, driver: str, lap: int) -> bool:
-        """Tell whether a lap was added, of a driver who is not finished."""
-        return (driver, lap) in self._laps
-
     def finish(self, driver: str) -> pa.Table | None:
         """Return the rows of a driver of whom no more laps come; None if there are none.
 
