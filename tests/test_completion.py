@@ -19,7 +19,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from tif1_pipeline.cache import Cache
-from tif1_pipeline.cache.base import EntryInfo, Source
+from tif1_pipeline.cache.base import OUTDATED, EntryInfo, Source
 from tif1_pipeline.cdn.base import CdnFile, Timing
 from tif1_pipeline.cdn.client import CdnClient
 from tif1_pipeline.completion import NOMINAL_LENGTH, Completion, Decision, Request
@@ -583,6 +583,28 @@ def test_a_cdn_that_is_down_is_said_and_costs_nothing(world):
     time.sleep(0.1)  # a mirror that was set aside is left alone for a moment
     world.ticks(timedelta(minutes=12))
     assert world.runs()[runs:] == [("weather",)], "the first look when it is back finds it"
+
+
+def test_a_cdn_that_dies_before_the_fetch_is_said_and_no_run_is_requested_until_it_is_back(world):
+    ended(world)
+    world.ticks(timedelta(minutes=20))
+    world.cdn.republish(f"{world.folder(RACE)}/session_laptimes.json")
+    while not (requested := [(decision.key, decision.request) for decision in world.look() if decision.request]):
+        world.now += BASE
+    world.cdn.faults.set(Fault("error"))
+    world.run(*requested[0])
+    info = world.cache.info(RACE.entry("laps"))
+    assert info.created_at == OUTDATED, "the run has fetched nothing"
+    runs = len(world.launched)
+    world.now += BASE
+    assert reason(world).startswith("the CDN could not be asked:")
+    world.ticks(timedelta(hours=2))
+    assert len(world.launched) == runs
+    world.cdn.faults.clear()
+    time.sleep(0.1)  # a mirror that was set aside is left alone for a moment
+    world.ticks(timedelta(minutes=12))
+    assert len(world.launched) == runs + 1
+    world.assert_all_stored(RACE)
 
 
 def test_a_cdn_that_cannot_be_reached_at_all(world):

@@ -333,8 +333,13 @@ class Weekend:
         self.expect(
             "all runs succeeded but those within the outage",
             runs and failed == hit,
-            f"{len(failed)} of {len(runs)} failed: {[(run.job, run.partition) for run in failed]}",
+            f"{len(failed)} of {len(runs)} failed",
         )
+        for run in failed:
+            started, ended = (at and f"{at - self.down[0]:+.0f} s" for at in (run.started, run.ended))
+            self.say(f"  {run.job} of {run.partition}, begun {started} and ended {ended} after the CDN was down")
+            for reason in self.pipeline.why_failed(run):
+                self.say(f"    {reason}")
 
         def alerts_of_failures() -> list[dict[str, Any]]:
             # Several alerts that come together are one message, each of them a line that begins with its kind.

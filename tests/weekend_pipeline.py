@@ -217,6 +217,19 @@ class Pipeline:
             for run in (answer["runsOrError"]["results"] if answer else ())
         ]
 
+    def why_failed(self, run: Run) -> list[str]:
+        """Return what failed in a run, and why: its steps, and itself where no step did."""
+        error = "error { message errorChain { error { message } } }"
+        answer = self.ask(
+            f"""query($id: ID!) {{ logsForRun(runId: $id) {{ ... on EventConnection {{ events {{
+                ... on ExecutionStepFailureEvent {{ stepKey {error} }} ... on RunFailureEvent {{ message {error} }}
+            }} }} }} }}""",
+            id=run.id,
+        )
+        events = [event for event in (answer or {}).get("logsForRun", {}).get("events", ()) if event]
+        steps = [event for event in events if "stepKey" in event]
+        return [f"{event.get('stepKey') or event['message']}: {_causes(event['error'])}" for event in steps or events]
+
     # ---- orders
 
     def start_schedule(self, name: str) -> None:
@@ -255,6 +268,11 @@ class Pipeline:
 
 def _tags(item: dict[str, Any]) -> dict[str, str]:
     return {tag["key"]: tag["value"] for tag in item["tags"]}
+
+
+def _causes(error: dict[str, Any] | None) -> str:
+    chain = [error, *(link["error"] for link in error["errorChain"])] if error else []
+    return " <- ".join(link["message"].strip() for link in chain)[:500]
 
 
 def free_port() -> int:

@@ -185,4 +185,5 @@ class ReadThrough:
 
 
 def _warn_stale(key: EntryKey, max_age: timedelta | None, error: Tif1Error) -> None:
-    _log.warning("%s is older than %s and could not be refreshed, serving it as it is: %s", key, max_age, error)
+    why = "is out of date" if max_age is None else f"is older than {max_age}"
+    _log.warning("%s %s and could not be refreshed, serving it as it is: %s", key, why, error)

@@ -35,7 +35,7 @@ class Findings:
         new_laps: Those of them that are telemetry of further laps: what is stored without them is right, not whole.
         outdated: Stored tables that hold a former version of a file.
         owed: Tables to fetch whatever the files say: ``session_info``, which has none, and those that a requested run
-            has not stored.
+            has not stored, but for those of which the CDN could be asked for no file: a run would only fail.
         stored: Tables that are stored.
         missing: Tables that are not published.
         errors: What went wrong, one text a file.
@@ -118,6 +118,10 @@ def look(
     for name, versions in parts.items():
         for path, before in versions.items():
             _note_part(found, watch, name, path, before, outcomes[path])
+    of_table = {name: {path} for path, name in singles.items()} | {
+        name: {*paths} for name, paths in parts.items() if paths
+    }
+    found.owed -= {name for name, paths in of_table.items() if not any(_was_asked(outcomes[path]) for path in paths)}
     if "session_info" not in stored and (stored or found.changed):
         found.owed.add("session_info")
     wanted = {*samples, *by_driver}
@@ -137,6 +141,10 @@ def _ask(
         # A mirror that was set aside lets one request through to see whether it is back; the others follow here.
         outcomes |= client.probe_many(unreached, seconds=max(0.1, over_at - time.monotonic()))
     return {path: outcomes[file] for file, path in named.items()}
+
+
+def _was_asked(outcome: ProbeOutcome) -> bool:
+    return isinstance(outcome, Probed | DataNotFoundError)
 
 
 def _note_part(
