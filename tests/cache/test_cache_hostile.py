@@ -4,6 +4,7 @@ import sqlite3
 import struct
 from collections.abc import Callable
 from contextlib import closing
+from pathlib import Path
 
 import pandas as pd
 import pyarrow as pa
@@ -11,9 +12,11 @@ import pyarrow.parquet as pq
 import pytest
 import zstandard
 
+from tests.cache.damages import asking_for_memory
 from tif1_pipeline.cache import Cache, Fresh, codec
 from tif1_pipeline.cache.codec import Blob, crc
 from tif1_pipeline.config import Config
+from tif1_pipeline.doctor import diagnose
 from tif1_pipeline.exceptions import CacheError, CacheVersionError, CorruptEntryError, InvalidDataError
 from tif1_pipeline.keys import EntryKey
 
@@ -184,6 +187,27 @@ def test_a_schema_in_which_a_name_has_changed_is_healed(
     cache.clear_memory()
     assert cache.read(key, "json").value == VALUE
     assert len(list(config.cache_dir.glob("*.damaged-*Z"))) == 1
+
+
+def test_a_schema_that_asks_for_more_memory_than_there_is_is_damage(
+    config: Config, open_cache: Callable[..., Cache], key: EntryKey, tmp_path: Path
+) -> None:
+    config.cache_page_size = 4096
+    cache = open_cache()
+    cache.write(key, VALUE)
+    backup = cache.backup(tmp_path / "backups")
+    cache.close()
+    content = asking_for_memory(config.cache_path.read_bytes(), tmp_path)
+    config.cache_path.unlink()
+    config.cache_path.write_bytes(content)
+    assert any("malformed" in check.finding for check in diagnose(config, cdn=False) if check.status == "problem")
+    cache = open_cache()
+    assert cache.read_through(key, lambda _: Fresh(VALUE), "json").value == VALUE
+    cache.clear_memory()
+    assert cache.read(key, "json").value == VALUE
+    assert len(list(config.cache_dir.glob("*.damaged-*Z"))) == 1
+    cache.restore(backup)
+    assert cache.read(key, "json").value == VALUE
 
 
 def test_a_head_of_an_unknown_format_is_healed(config: Config, open_cache: Callable[..., Cache], key: EntryKey) -> None:

@@ -18,10 +18,17 @@ import pyarrow as pa
 import pytest
 import zstandard
 
+from tests.cache.damages import asking_for_memory
 from tif1_pipeline.cache import Cache
 from tif1_pipeline.cache.connection import APPLICATION_ID, LAYOUT_VERSION
 from tif1_pipeline.config import Config
-from tif1_pipeline.exceptions import CacheError, CacheLockedError, CacheReadOnlyError, CacheVersionError
+from tif1_pipeline.exceptions import (
+    CacheError,
+    CacheLockedError,
+    CacheReadOnlyError,
+    CacheVersionError,
+    CorruptEntryError,
+)
 from tif1_pipeline.keys import EntryKey
 
 TABLE = pa.table({"p": ["a", "b"] * 2_000, "n": list(range(4_000))})
@@ -310,6 +317,18 @@ def test_a_damaged_database_is_refused(cache: Cache, key: EntryKey, backup: Path
         with pytest.raises(CacheError):
             cache.restore(forged(backup, broken))
     assert is_as_it_was(cache, key)
+
+
+def test_a_database_that_asks_for_more_memory_than_there_is_is_refused(
+    config: Config, open_cache: Callable[..., Cache], key: EntryKey, tmp_path: Path
+) -> None:
+    config.cache_page_size = 4096
+    cache = open_cache()
+    cache.write(key, TABLE)
+    backup = cache.backup(tmp_path / "backups")
+    with pytest.raises(CorruptEntryError, match="the schema is malformed"):
+        cache.restore(forged(backup, asking_for_memory(content_of(backup)[1], tmp_path)))
+    assert cache.read(key).value.equals(TABLE)
 
 
 def test_a_backup_of_a_former_layout_is_brought_to_this_one(

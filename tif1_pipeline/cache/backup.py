@@ -21,6 +21,7 @@ from tif1_pipeline.cache import archive
 from tif1_pipeline.cache.archive import Manifest, Member
 from tif1_pipeline.cache.connection import LAYOUT_VERSION, check_marks, create_file, make_folder, sync_folder
 from tif1_pipeline.cache.database import Database
+from tif1_pipeline.cache.failures import opening
 from tif1_pipeline.cache.files import File
 from tif1_pipeline.cache.schema import ENTRIES, PARTS, create_tables
 from tif1_pipeline.cache.tiered import Tiered
@@ -406,10 +407,15 @@ def _open(path: Path, *, create: bool = False) -> sqlite3.Connection:
     if create:
         create_file(path)  # SQLite's own would be open to others
     connection = sqlite3.connect(f"{path.absolute().as_uri()}?mode=rw", uri=True, isolation_level=None)
-    _take_little_memory(connection)
-    # It is thrown away after a crash.
-    for pragma in ("synchronous=OFF", "trusted_schema=OFF", "foreign_keys=ON", "temp_store=FILE"):
-        connection.execute(f"PRAGMA {pragma}")
+    try:
+        with opening():
+            _take_little_memory(connection)
+            # It is thrown away after a crash.
+            for pragma in ("synchronous=OFF", "trusted_schema=OFF", "foreign_keys=ON", "temp_store=FILE"):
+                connection.execute(f"PRAGMA {pragma}")
+    except BaseException:
+        connection.close()
+        raise
     return connection
 
 

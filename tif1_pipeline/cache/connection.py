@@ -15,7 +15,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import NamedTuple
 
-from tif1_pipeline.cache.failures import is_locked
+from tif1_pipeline.cache.failures import is_locked, opening
 from tif1_pipeline.config import Config
 from tif1_pipeline.exceptions import CacheVersionError
 
@@ -99,6 +99,7 @@ def connect(
 
     Raises:
         sqlite3.OperationalError: There is no such file, or it cannot be opened.
+        sqlite3.DatabaseError: Its schema is damaged.
         PermissionError: This user may not write it, and would make a log that those who may cannot write.
     """
     # With a log that is there already it is read all the same.
@@ -128,7 +129,8 @@ def connect(
             "secure_delete=OFF",  # some builds zero every freed page: half the time of replacing a race's telemetry
             "trusted_schema=OFF",  # functions named in a foreign file's schema are not run
         ):
-            connection.execute(f"PRAGMA {pragma}")
+            with opening():
+                connection.execute(f"PRAGMA {pragma}")
     except BaseException:
         connection.close()
         raise

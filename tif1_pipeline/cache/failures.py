@@ -2,7 +2,7 @@
 
 import sqlite3
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -20,6 +20,8 @@ _OTHER_CONTENT = (
 )
 """How SQLite and its driver speak of a file in which a flipped bit has made another schema, value or text."""
 _CORRUPT_INDEX = sqlite3.SQLITE_CORRUPT | 3 << 8  # Python 3.11 does not name it
+_ENOUGH = 16 << 20
+"""Bytes that hold any schema of ours many times over."""
 _LOCKED = {sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED}
 
 
@@ -42,6 +44,26 @@ def is_of_indexes(error: BaseException) -> bool:
 def is_locked(error: BaseException) -> bool:
     """Tell whether another connection held a lock for too long."""
     return getattr(error, "sqlite_errorcode", 0) & 0xFF in _LOCKED
+
+
+@contextmanager
+def opening() -> Iterator[None]:
+    """What a new connection reads first, the schema: SQLite takes the sizes in a damaged one for a lack of memory.
+
+    Raises:
+        sqlite3.DatabaseError: The schema is damaged.
+        MemoryError: There is no memory.
+    """
+    try:
+        yield
+    except MemoryError as error:
+        bytearray(_ENOUGH)
+        with closing(sqlite3.connect(":memory:")) as connection:
+            connection.execute("CREATE TABLE enough (memory)")
+        damaged = sqlite3.DatabaseError("the schema is malformed: there is memory, but not as much as it asks for")
+        damaged.sqlite_errorcode = sqlite3.SQLITE_CORRUPT
+        damaged.sqlite_errorname = "SQLITE_CORRUPT"
+        raise damaged from error
 
 
 class Where(NamedTuple):

@@ -7,6 +7,7 @@ from contextlib import closing, suppress
 from pathlib import Path
 from typing import Any, TypeVar
 
+from tif1_pipeline.cache.failures import opening
 from tif1_pipeline.doctor.base import beside, size_of
 
 T = TypeVar("T")
@@ -29,8 +30,9 @@ def open_readonly(path: Path) -> sqlite3.Connection:
         f"{path.absolute().as_uri()}?mode={mode}", uri=True, timeout=2.0, isolation_level=None, check_same_thread=False
     )
     try:
-        for pragma in ("trusted_schema=OFF", "cache_size=-8192", "query_only=ON"):
-            connection.execute(f"PRAGMA {pragma}")
+        with opening():
+            for pragma in ("trusted_schema=OFF", "cache_size=-8192", "query_only=ON"):
+                connection.execute(f"PRAGMA {pragma}")
     except BaseException:
         connection.close()
         raise
