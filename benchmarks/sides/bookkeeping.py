@@ -1,6 +1,10 @@
-"""Session partitions of ``laps`` in one Dagster run, the same without Dagster, and a run that does nothing."""
+"""Session partitions of ``laps`` in one Dagster run, the same without Dagster, and a run that does nothing.
+
+The instance is that of ``tif1-pipeline dev``; the run that does nothing is made on Dagster's default one, too.
+"""
 
 import logging
+import os
 import warnings
 from pathlib import Path
 
@@ -22,7 +26,9 @@ logging.disable(logging.CRITICAL)
 import dagster as dg  # noqa: E402 - the partitions are made from the stored calendar
 
 from tif1_pipeline.api import get_cache, get_reader  # noqa: E402
+from tif1_pipeline.cli.home import provide_instance  # noqa: E402
 from tif1_pipeline.definitions import defs  # noqa: E402
+from tif1_pipeline.defs.event_storage import BATCH_SIZE  # noqa: E402
 from tif1_pipeline.defs.partitions import session_partitions_def  # noqa: E402
 
 
@@ -54,15 +60,29 @@ def in_dagster(instance, *, plots):
     assert result.success
 
 
-with dg.DagsterInstance.local_temp(str(folder)) as instance:
-    work = {
-        "without": without_dagster,
-        "within": lambda: in_dagster(instance, plots=False),
-        "drawing": lambda: in_dagster(instance, plots=True),
-        "nothing": lambda: dg.materialize([nothing], instance=instance, **options),
-    }
+def do_nothing(instance):
+    assert dg.materialize([nothing], instance=instance, **options).success
+
+
+def measure(work):
     for each in work.values():  # the first warms imports, connections and instance
         each()
-    figures = {name: timed(each)[0] / len(keys) for name, each in work.items()}
+    return {name: timed(each)[0] / len(keys) for name, each in work.items()}
+
+
+os.environ["DAGSTER_HOME"] = str(provide_instance(folder / "home"))
+with dg.DagsterInstance.get() as instance:
+    figures = measure(
+        {
+            "without": without_dagster,
+            "within": lambda: in_dagster(instance, plots=False),
+            "drawing": lambda: in_dagster(instance, plots=True),
+            "nothing": lambda: do_nothing(instance),
+        }
+    )
+del os.environ[BATCH_SIZE]
+(folder / "default").mkdir()
+with dg.DagsterInstance.local_temp(str(folder / "default")) as instance:
+    figures |= measure({"default": lambda: do_nothing(instance)})
 tif1.close()
 answer(**figures)
