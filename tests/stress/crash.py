@@ -41,6 +41,7 @@ from tif1_pipeline.cache import Cache, Fresh, archive, manage
 from tif1_pipeline.cache.connection import LAYOUT_VERSION
 from tif1_pipeline.cache.flight import LEASE_SECONDS
 from tif1_pipeline.config import Config
+from tif1_pipeline.defs.event_storage import BATCH_SIZE, BatchedEventLogStorage
 
 __all__ = ["manage", "rows"]  # the former is imported for the victims, which are forked from this
 
@@ -620,7 +621,12 @@ class Dagster(Kind):
 
     @contextmanager
     def instance(self) -> Iterator[dg.DagsterInstance]:
-        with dg.DagsterInstance.local_temp(str(self.folder / "dagster")) as instance:
+        """With Dagster's storage of events, or with ours: they have the same files."""
+        folder = self.folder / "dagster"
+        name = {"module": BatchedEventLogStorage.__module__, "class": BatchedEventLogStorage.__name__}
+        ours = {"event_log_storage": name | {"config": {"base_dir": str(folder / "history" / "runs")}}}
+        os.environ.pop(BATCH_SIZE, None)
+        with dg.DagsterInstance.local_temp(str(folder), ours if self.chance.random() < 0.5 else None) as instance:
             yield instance
 
     def run(self, version: int) -> bool:
