@@ -140,6 +140,27 @@ def test_too_little_memory_is_no_damage(
     assert cache.read(key).value == pa.table({"n": [1]})
 
 
+def varint(number: int) -> bytes:
+    """As Thrift writes whole numbers."""
+    rest, found = 2 * number, bytearray()
+    while rest > 127:
+        found.append(rest & 127 | 128)
+        rest >>= 7
+    return bytes([*found, rest])
+
+
+def test_a_part_that_asks_for_more_memory_than_any_machine_has_is_damage() -> None:
+    encoded = codec.encode_table(pa.table({"n": pa.array(range(7_777), pa.int64())}), 3)
+    (blob,) = encoded.blobs
+    length = struct.unpack("<I", blob.data[-8:-4])[0]
+    footer = blob.data[-8 - length : -8]
+    assert varint(7_777) in footer
+    footer = footer.replace(varint(7_777), varint(1 << 45))
+    data = blob.data[: -8 - length] + footer + struct.pack("<I", len(footer)) + b"PAR1"
+    with pytest.raises(CorruptEntryError, match=r"asks for [0-9,]+ bytes of memory"):
+        codec.decode_table(encoded.header, [Blob(blob.name, data, crc(data))])
+
+
 @pytest.mark.parametrize("metadata", [b"{", b"[]", b"{}", b"\x80\x04"])
 def test_a_schema_that_pandas_does_not_understand_is_said_in_words(
     cache: Cache, key: EntryKey, metadata: bytes

@@ -1,6 +1,7 @@
 """Values to stored bytes and back: tables as Parquet with zstd inside, JSON values as zstd. No pickle."""
 
 import hashlib
+import re
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -31,6 +32,10 @@ _WORTHWHILE = 0.75
 """What a column must shrink to for being compressed."""
 _NEARLY = 1.6
 """How many times as large as with zstd a column may be with lz4."""
+_ANY_MEMORY = 1 << 44
+"""Bytes that no stored value stands for, and no machine has: a damaged length says so."""
+_ASKED = re.compile(r"of size (\d+) failed")
+"""How Arrow says what it could not get."""
 _SMALL = 32 << 10
 """Bytes of a column that are inflated in no time."""
 _TRIAL = 1 << 15
@@ -270,14 +275,17 @@ def translated() -> Iterator[None]:
     """Take what Arrow and numpy say of bytes that they cannot read for what it is."""
     try:
         yield
-    except MemoryError as error:  # no fault of what is stored; Arrow's own is an ArrowException too
+    except MemoryError as error:  # Arrow's own is an ArrowException too
         raise out_of_memory(error) from error
     except (pa.ArrowException, OSError, KeyError, ValueError) as error:
         raise CorruptEntryError(f"the stored table does not decode: {error}") from error
 
 
 def out_of_memory(error: MemoryError) -> CacheError:
-    """Return the error that a stored value cannot be decoded for now."""
+    """Return the error that a stored value cannot be decoded for now; never, if it asks for more than any memory."""
+    asked = _ASKED.search(str(error))
+    if asked and int(asked[1]) > _ANY_MEMORY:
+        return CorruptEntryError(f"the stored value does not decode: it asks for {int(asked[1]):,} bytes of memory")
     return CacheError(
         f"there is not enough memory to decode what is stored ({error}): free some, or read fewer parts and columns",
         cause="out of memory",
