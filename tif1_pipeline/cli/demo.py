@@ -1,5 +1,6 @@
 """`tif1-pipeline demo`: a whole race weekend from the CDN through Dagster into the cache and back."""
 
+import os
 import statistics
 import subprocess
 import sys
@@ -64,16 +65,16 @@ def demo(data: Path | None, home: Path) -> None:
         raise click.ClickException(f"{data} lies in {home}, which the demo makes anew; move it elsewhere")
     made.start(home)
     home = home.absolute()
-    instance = provide_instance(home / "dagster")
+    os.environ["DAGSTER_HOME"] = str(provide_instance(home / "dagster"))
     with _cdn_process(made, home):
         _say(f"Simulated CDN with {'files of ' + str(data) if data else 'a generated season'} at {_cdn_url()}")
-        _show(made, instance)
+        _show(made)
     _say(f"\nDone in {time.perf_counter() - started:.0f} s. The cache and the Dagster instance are in {home}.")
     if home == DEMO_HOME.absolute():
         _say("Open the UI on it:  make dev DEMO=1   (or: tif1-pipeline dev --demo)")
 
 
-def _show(made: Demo, dagster_home: Path) -> None:
+def _show(made: Demo) -> None:
     from tif1_pipeline import api
 
     calendar = api.get_reader().calendar(made.year)
@@ -91,7 +92,7 @@ def _show(made: Demo, dagster_home: Path) -> None:
     from tif1_pipeline.defs.assets.derived import derived_assets, event_summary, season_summary
     from tif1_pipeline.defs.assets.source import schedule, session_assets
 
-    with dg.DagsterInstance.from_config(str(dagster_home)) as instance:
+    with dg.DagsterInstance.get() as instance:
         seconds = _materialize(defs, instance, [schedule], [str(event.year)], "calendar")
         by_session = [asset for asset in derived_assets if asset not in (event_summary, season_summary)]
         sessions = [key.partition for key in keys]
