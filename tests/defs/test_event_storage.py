@@ -142,8 +142,8 @@ def known(instance: dg.DagsterInstance, run_id: str) -> dict[str, Any]:
             "last": last and last.event_log_entry.get_dagster_event().partition,
             "status": instance.get_status_by_partition(key, KEYS, PARTITIONS),
         }
-        summary = instance.event_log_storage.get_asset_check_summary_records([is_sound.check_key])
-        told["check"] = {str(check): bool(found.last_check_execution_record) for check, found in summary.items()}
+    summary = instance.event_log_storage.get_asset_check_summary_records([is_sound.check_key])
+    told["check"] = {str(check): bool(found.last_check_execution_record) for check, found in summary.items()}
     return told
 
 

@@ -118,18 +118,18 @@ def connect(
         check_same_thread=False,  # close() closes the connections of all threads
     )
     try:
-        for pragma in (
-            f"page_size={settings.page_size}",  # counts for a new file; in an old one from the next vacuum on
-            f"cache_size={settings.cache_size}",
-            f"mmap_size={settings.mmap_size}",
-            f"wal_autocheckpoint={settings.autocheckpoint}",
-            f"synchronous={settings.synchronous}",
-            "foreign_keys=ON",  # off by default; removing an entry removes its parts
-            f"journal_size_limit={JOURNAL_LIMIT}",  # else the log of one large write stays on disk for ever
-            "secure_delete=OFF",  # some builds zero every freed page: half the time of replacing a race's telemetry
-            "trusted_schema=OFF",  # functions named in a foreign file's schema are not run
-        ):
-            with opening():
+        with opening():
+            for pragma in (
+                f"page_size={settings.page_size}",  # counts for a new file; in an old one from the next vacuum on
+                f"cache_size={settings.cache_size}",
+                f"mmap_size={settings.mmap_size}",
+                f"wal_autocheckpoint={settings.autocheckpoint}",
+                f"synchronous={settings.synchronous}",
+                "foreign_keys=ON",  # off by default; removing an entry removes its parts
+                f"journal_size_limit={JOURNAL_LIMIT}",  # else the log of one large write stays on disk for ever
+                "secure_delete=OFF",  # some builds zero every freed page: half the time of replacing a race's telemetry
+                "trusted_schema=OFF",  # functions named in a foreign file's schema are not run
+            ):
                 connection.execute(f"PRAGMA {pragma}")
     except BaseException:
         connection.close()
