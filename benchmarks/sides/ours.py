@@ -1,6 +1,6 @@
 """This project's side: sessions through the Python API."""
 
-from timing import by_phase, request
+from timing import by_phase, import_all, request
 
 import tif1_pipeline as tif1
 
@@ -42,14 +42,15 @@ def forget():
         tif1.get_cache().clear_memory()
 
 
+# What reading and fetching import when they need it.
+TO_READ = "isal.isal_zlib pandas pyarrow._parquet pyarrow.pandas_compat tif1_pipeline.api"
+TO_FETCH = """
+    encodings.idna pyarrow.parquet simdjson sqlalchemy.dialects.sqlite tif1_pipeline.cache.engine
+    tif1_pipeline.cache.schema tif1_pipeline.cdn.engine tif1_pipeline.cdn.runner tif1_pipeline.fetch
+"""
 if asked["phase"] != "process":  # else the imports are part of what is measured
-    import pandas  # noqa: F401
-
-    tif1.get_session  # noqa: B018 - imports the API
+    import_all(TO_READ)
     if asked["phase"] == "cold":
-        import sqlalchemy  # noqa: F401
-
-        import tif1_pipeline.cdn.engine
-        import tif1_pipeline.fetch
+        import_all(TO_FETCH)
 by_phase(WORK[asked["work"]], asked["phase"], between=forget)
 tif1.close()

@@ -1,5 +1,6 @@
 """What all sides share: one request on the command line, one answer on the last line. Standard library alone."""
 
+import importlib
 import json
 import statistics
 import subprocess
@@ -21,6 +22,12 @@ def request() -> dict[str, Any]:
     if asked.get("phase") != "process":  # of which the imports, and all else, are measured
         _have_free_memory()
     return asked
+
+
+def import_all(names: str) -> None:
+    """Import what will be needed, before the clock starts: modules by their names, with blanks between."""
+    for name in names.split():
+        importlib.import_module(name)
 
 
 def answer(**figures: Any) -> None:
