@@ -43,7 +43,9 @@ def forget():
 
 
 # What reading and fetching import when they need it.
-TO_READ = "isal.isal_zlib pandas pyarrow._parquet pyarrow.pandas_compat tif1_pipeline.api"
+TO_READ = """
+    isal.isal_zlib pandas pyarrow._parquet pyarrow.pandas_compat pyarrow.vendored.version tif1_pipeline.api
+"""
 TO_FETCH = """
     encodings.idna pyarrow.parquet simdjson sqlalchemy.dialects.sqlite tif1_pipeline.cache.engine
     tif1_pipeline.cache.schema tif1_pipeline.cdn.engine tif1_pipeline.cdn.runner tif1_pipeline.fetch

@@ -44,9 +44,9 @@ WORK = {
 
 # What it imports when it needs it.
 NEEDED = """
-    encodings.idna lz4.frame niquests orjson pandas.io.formats.string pyarrow.pandas_compat tif1.async_fetch tif1.core
-    tif1.events tif1.http_session tif1.models tif1.payload_loader tif1.schedule_schema
-    urllib3.contrib.hface.protocols.http1 zstandard
+    encodings.idna importlib.resources.readers lz4.frame niquests orjson pandas.io.formats.string pyarrow.pandas_compat
+    pyarrow.vendored.version tif1.async_fetch tif1.core tif1.events tif1.http_session tif1.models tif1.payload_loader
+    tif1.schedule_schema urllib3.contrib.hface.protocols.http1 zstandard
 """
 if asked["phase"] != "process":  # else the imports are part of what is measured
     import_all(NEEDED)

@@ -407,10 +407,7 @@ class Database:
             self._local.used = identity
             if not ready:
                 self._create_tables(engine, settings)
-                # The journal mode comes last: in WAL mode the marks in the header could sit in the log alone, and
-                # the next process would take the file for somebody else's.
-                with _closing(sqlite.connect(settings)) as connection:
-                    sqlite.set_journal_mode(connection, wal=settings.wal_mode, timeout=settings.lock_timeout)
+                self._set_journal_mode(engine, settings)
             return engine
 
     def _create_tables(self, engine: "sa.Engine", settings: Settings) -> None:
@@ -422,6 +419,13 @@ class Database:
             connection.begin(),
         ):
             create_tables(connection)
+
+    def _set_journal_mode(self, engine: "sa.Engine", settings: Settings) -> None:
+        # Comes last: in WAL mode the marks in the header could sit in the log alone, and the next process would take the
+        # file for somebody else's. On a connection that stays, because closing the last one carries the log over.
+        with engine.connect() as connection, self._synced(connection):
+            driver: Any = connection.connection.driver_connection
+            sqlite.set_journal_mode(driver, wal=settings.wal_mode, timeout=settings.lock_timeout)
 
     def _engine_of(self, settings: Settings, identity: Identity | None) -> "sa.Engine":
         wanted = (settings, identity, self.config.cache_max_connections)
