@@ -421,8 +421,8 @@ class Database:
             create_tables(connection)
 
     def _set_journal_mode(self, engine: "sa.Engine", settings: Settings) -> None:
-        # Comes last: in WAL mode the marks in the header could sit in the log alone, and the next process would take the
-        # file for somebody else's. On a connection that stays, because closing the last one carries the log over.
+        # Comes last: in WAL mode the marks in the header could sit in the log alone, and the next process would take
+        # the file for somebody else's. On a connection that stays, because closing the last one carries the log over.
         with engine.connect() as connection, self._synced(connection):
             driver: Any = connection.connection.driver_connection
             sqlite.set_journal_mode(driver, wal=settings.wal_mode, timeout=settings.lock_timeout)
