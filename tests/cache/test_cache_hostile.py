@@ -231,6 +231,27 @@ def test_a_schema_that_asks_for_more_memory_than_there_is_is_damage(
     assert cache.read(key, "json").value == VALUE
 
 
+@pytest.mark.parametrize("table", ["entries", "parts"])
+@pytest.mark.parametrize("check", [True, False])
+def test_rows_that_lost_their_numbers_are_damage_of_the_file(
+    config: Config, open_cache: Callable[..., Cache], key: EntryKey, table: str, check: bool
+) -> None:
+    config.cache_verify_checksum = check
+    cache = open_cache()
+    cache.write(key, VALUE)
+    cache.close()
+    content = config.cache_path.read_bytes()
+    start = content.index(f"CREATE TABLE {table} (".encode())
+    at = content.index(b"INTEGER", start)  # of its column id, the first one
+    config.cache_path.unlink()
+    config.cache_path.write_bytes(content[:at] + b"iNTEGES" + content[at + 7 :])
+    cache = open_cache()
+    assert cache.read_through(key, lambda _: Fresh(VALUE), "json").value == VALUE
+    cache.clear_memory()
+    assert cache.read(key, "json").value == VALUE
+    assert len(list(config.cache_dir.glob("*.damaged-*Z"))) == 1
+
+
 def test_a_head_of_an_unknown_format_is_healed(config: Config, open_cache: Callable[..., Cache], key: EntryKey) -> None:
     cache = open_cache()
     cache.write(key, VALUE)

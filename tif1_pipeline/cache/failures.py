@@ -60,10 +60,15 @@ def opening() -> Iterator[None]:
         bytearray(_ENOUGH)
         with closing(sqlite3.connect(":memory:")) as connection:
             connection.execute("CREATE TABLE enough (memory)")
-        damaged = sqlite3.DatabaseError("the schema is malformed: there is memory, but not as much as it asks for")
-        damaged.sqlite_errorcode = sqlite3.SQLITE_CORRUPT
-        damaged.sqlite_errorname = "SQLITE_CORRUPT"
-        raise damaged from error
+        raise damaged_schema("there is memory, but not as much as it asks for") from error
+
+
+def damaged_schema(why: str) -> sqlite3.DatabaseError:
+    """Return the error of a file whose schema is another one than was made, which SQLite itself cannot know."""
+    error = sqlite3.DatabaseError(f"the schema is malformed: {why}")
+    error.sqlite_errorcode = sqlite3.SQLITE_CORRUPT
+    error.sqlite_errorname = "SQLITE_CORRUPT"
+    return error
 
 
 class Where(NamedTuple):
