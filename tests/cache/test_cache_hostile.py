@@ -245,7 +245,10 @@ def test_rows_that_lost_their_numbers_are_damage_of_the_file(
     at = content.index(b"INTEGER", start)  # of its column id, the first one
     config.cache_path.unlink()
     config.cache_path.write_bytes(content[:at] + b"iNTEGES" + content[at + 7 :])
+    config.cache_encryption_key = "ab" * 32
     cache = open_cache()
+    with pytest.raises(CacheError, match="malformed"):
+        cache.rotate_key()
     assert cache.read_through(key, lambda _: Fresh(VALUE), "json").value == VALUE
     cache.clear_memory()
     assert cache.read(key, "json").value == VALUE

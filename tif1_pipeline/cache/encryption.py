@@ -6,7 +6,7 @@ import sqlite3
 from tif1_pipeline.cache.cipher import Keyring, context_of, no_key
 from tif1_pipeline.cache.codec import Blob, verify
 from tif1_pipeline.cache.database import Database
-from tif1_pipeline.cache.failures import is_locked
+from tif1_pipeline.cache.failures import check_numbers, is_locked
 from tif1_pipeline.cache.tiered import Tiered
 from tif1_pipeline.exceptions import CacheError, CacheLockedError, CacheReadOnlyError, CorruptEntryError
 from tif1_pipeline.progress import progress
@@ -124,6 +124,7 @@ def _change_part(
 ) -> int:
     """Store one part anew; returns its size."""
     id_, ordinal, name, checksum = part
+    check_numbers(id_)
     context = context_of(*entry, ordinal, name)
     with connection.blobopen("parts", "data", id_, readonly=True) as stored:
         blob = Blob(name, stored.read(), checksum)

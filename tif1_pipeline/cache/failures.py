@@ -60,10 +60,20 @@ def opening() -> Iterator[None]:
         bytearray(_ENOUGH)
         with closing(sqlite3.connect(":memory:")) as connection:
             connection.execute("CREATE TABLE enough (memory)")
-        raise damaged_schema("there is memory, but not as much as it asks for") from error
+        raise _damaged_schema("there is memory, but not as much as it asks for") from error
 
 
-def damaged_schema(why: str) -> sqlite3.DatabaseError:
+def check_numbers(*numbers: Any) -> None:
+    """Check the numbers of rows, which these give themselves. A letter changed in the schema, and there are none.
+
+    Raises:
+        sqlite3.DatabaseError: The schema is damaged.
+    """
+    if any(type(number) is not int for number in numbers):
+        raise _damaged_schema("rows have no numbers")
+
+
+def _damaged_schema(why: str) -> sqlite3.DatabaseError:
     """Return the error of a file whose schema is another one than was made, which SQLite itself cannot know."""
     error = sqlite3.DatabaseError(f"the schema is malformed: {why}")
     error.sqlite_errorcode = sqlite3.SQLITE_CORRUPT

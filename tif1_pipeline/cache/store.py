@@ -16,7 +16,7 @@ from tif1_pipeline.cache.base import OUTDATED, Backend, EntryInfo, Source
 from tif1_pipeline.cache.cipher import Keyring, context_of, no_key
 from tif1_pipeline.cache.codec import FORMAT_VERSION, Blob, Encoded
 from tif1_pipeline.cache.database import Database
-from tif1_pipeline.cache.failures import damaged_schema
+from tif1_pipeline.cache.failures import check_numbers
 from tif1_pipeline.cache.flight import END_LEASE
 from tif1_pipeline.exceptions import CacheError, CorruptEntryError
 from tif1_pipeline.keys import EntryKey
@@ -160,12 +160,6 @@ def _check_row(info: EntryInfo, key: str) -> None:
         raise CorruptEntryError(f"{key} has other metadata than it was stored with", key=key, cause="damaged entry")
 
 
-def _check_numbers(*numbers: Any) -> None:
-    # Rows number themselves as long as their column is declared as it was. A letter changed in that, it is empty.
-    if any(type(number) is not int for number in numbers):
-        raise damaged_schema("rows have no numbers")
-
-
 def _check_parts(info: EntryInfo, parts: Sequence["_Part"]) -> None:
     if info.format_version != FORMAT_VERSION:
         return
@@ -262,7 +256,7 @@ class Store:
                 if not wanted:
                     return Loaded(info, None, [])
                 parts = list(map(_Part._make, connection.execute(_LOOK_UP_PARTS, row[:1])))
-                _check_numbers(row[0], *(part.id for part in parts))
+                check_numbers(row[0], *(part.id for part in parts))
                 _check_parts(info, parts)
                 keyring = self._keyring(info)
                 read = partial(self._blob, connection, info, keyring)
