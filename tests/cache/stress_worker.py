@@ -43,6 +43,8 @@ KINDS = (
 )  # fmt: skip
 WEIGHTS = (40, 8, 22, 4, 5, 7, 3, 1, 0.7, 0.3, 0.3, 0.5, 0.1, 0.4, 1, 1, 1, 2, 0.7, 4, 0.08, 0.03, 0.4, 0.2, 0)
 BACKUP_SECONDS = 10.0
+REST_SECONDS = 4.0
+"""Between two calls of a thread at most, once the crowd takes its time."""
 
 # State of a key on the board: a version above zero was stored, and that or a later one is there; ABSENT: nothing is
 # stored; UNKNOWN: a write or removal is, or was when its process was killed, under way.
@@ -137,9 +139,12 @@ def version_in(number: int, value: object, part: str | None = None) -> int:
 class Worker(threading.Thread):
     """One thread's mixed work."""
 
-    def __init__(self, cache: Cache, board: Board, process: int, number: int, until: float, folder: Path) -> None:
+    def __init__(
+        self, cache: Cache, board: Board, process: int, number: int, times: tuple[float, float], folder: Path
+    ) -> None:
         super().__init__(name=f"worker-{process}-{number}")
-        self.cache, self.board, self.until, self.folder = cache, board, until, folder
+        self.cache, self.board, self.folder = cache, board, folder
+        self.hurried_until, self.until = times
         self.timings = board.timings[process, number]
         self.owner = process * board.threads + number
         self.own = range(self.owner * KEYS, (self.owner + 1) * KEYS)
@@ -150,7 +155,9 @@ class Worker(threading.Thread):
         self.calls: dict[str, Callable[[], None]] = {kind: getattr(self, _method(kind)) for kind in KINDS}
 
     def run(self) -> None:
-        while time.time() < self.until:
+        while (now := time.time()) < self.until:
+            if now > self.hurried_until:
+                time.sleep(self.random.uniform(0, REST_SECONDS))
             kind = self.random.choices(KINDS, WEIGHTS)[0]
             if self.backs_up and time.time() > self.next_backup:
                 kind, self.next_backup = "backup", time.time() + BACKUP_SECONDS
@@ -372,17 +379,20 @@ class Complaints(logging.Handler):
 
 
 class Crowd:
-    """The processes at work on a board."""
+    """The processes at work on a board, without a pause unless they are to be hurried for a time only."""
 
-    def __init__(self, folder: Path, board: Board, until: float, memory_mb: int = 32) -> None:
+    def __init__(
+        self, folder: Path, board: Board, until: float, memory_mb: int = 32, hurried_until: float | None = None
+    ) -> None:
         self.folder, self.board, self.until, self.memory_mb = folder, board, until, memory_mb
+        self.hurried_until = until if hurried_until is None else hurried_until
         self.killed = 0
         self.largest_log = 0
         self.processes = [self.start(number) for number in range(board.processes)]
 
     def start(self, number: int) -> subprocess.Popen[str]:
         size = (self.board.processes, self.board.threads, self.memory_mb)
-        arguments = map(str, (self.folder, number, self.until, *size))
+        arguments = map(str, (self.folder, number, self.hurried_until, self.until, *size))
         command = [sys.executable, "-W", "error", __file__, *arguments]
         return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
@@ -445,14 +455,14 @@ def watch_waits(waits: np.ndarray) -> None:
     Database.writing = watched
 
 
-def main(folder: Path, process: int, until: float, processes: int, threads: int, memory_mb: int) -> None:
-    faulthandler.dump_traceback_later(max(1.0, until - time.time()) + 90, exit=True)
+def main(folder: Path, process: int, times: tuple[float, float], processes: int, threads: int, memory_mb: int) -> None:
+    faulthandler.dump_traceback_later(max(1.0, times[1] - time.time()) + 90, exit=True)
     logging.getLogger("tif1_pipeline").addHandler(Complaints(folder))
     cache = Cache(settings(folder, memory_mb))
     board = Board(folder, processes, threads)
     cache.open()  # the first write imports SQLAlchemy: seconds, where many processes start at once, but no wait
     watch_waits(board.waits[process])
-    workers = [Worker(cache, board, process, number, until, folder) for number in range(threads)]
+    workers = [Worker(cache, board, process, number, times, folder) for number in range(threads)]
     for worker in workers:
         worker.start()
     while any(worker.is_alive() for worker in workers):
@@ -468,4 +478,4 @@ def main(folder: Path, process: int, until: float, processes: int, threads: int,
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), int(sys.argv[2]), float(sys.argv[3]), *map(int, sys.argv[4:7]))
+    main(Path(sys.argv[1]), int(sys.argv[2]), (float(sys.argv[3]), float(sys.argv[4])), *map(int, sys.argv[5:8]))

@@ -1,11 +1,13 @@
 """Try what the package must survive, and print the table: ``python -m tests.stress [--share 0.2] [--only crash ...]``.
 
-Each trial is a process of its own. Some are at work at once: while one waits, another computes. The exit code is 1 if
-anything was lost, wrong or leaked.
+Each trial is a process of its own. Some are at work at once: while one waits, another computes. The crowd begins, alone
+as long as it computes without a pause; then those join it whose bounds bear that. The exit code is 1 if anything was
+lost, wrong or leaked.
 """
 
 import argparse
 import json
+import math
 import os
 import platform
 import shutil
@@ -20,17 +22,18 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from tests.stress.crowd import HURRIED
 from tests.stress.trial import Row
 
 ROOT = Path(__file__).parents[2]
 TRIALS = ("crash", "power", "disk", "corruption", "cdn", "hostile", "access", "crowd", "concurrency", "soak")
 """In the order of the table."""
-ORDER = ("crowd", "crash", "corruption", "soak", "hostile", "concurrency", "cdn", "power", "disk", "access")
+ORDER = ("crowd", "soak", "corruption", "crash", "concurrency", "power", "access", "hostile", "cdn", "disk")
 """In which they begin: what takes longest first."""
-LANES = 2 * max(2, os.cpu_count() or 1)
-"""Trials at once: crash, power, disk and soak wait for a third to three quarters of their time."""
-WIDTHS = {"crowd": LANES}
-"""Lanes that a trial takes, where it is more than one: the crowd computes all the time, and tells how long it waits."""
+BESIDE = {"soak": 0, "corruption": 19, "crash": 19, "concurrency": 19, "power": 19, "access": 19}
+"""What may begin while the crowd is at work, and how nice it is to it. The others tell how long something takes."""
+LANES = 3 * max(2, os.cpu_count() or 1)
+"""Trials at once: crash, power, disk and soak wait for a third to three quarters of their time, and who is nice waits."""
 PAGE = ROOT / "docs" / "guides" / "survival.md"
 BEGIN, END = "<!-- stress: written by make stress PUBLISH=1 -->", "<!-- /stress -->"
 
@@ -75,22 +78,32 @@ def _try(scratch: Path, arguments: argparse.Namespace) -> dict[str, tuple[list[R
     waiting = [name for name in ORDER if name in arguments.only]
     told: dict[str, tuple[list[Row], float]] = {}
     running: dict[Future[tuple[list[Row], float]], str] = {}
-    width = {name: min(WIDTHS.get(name, 1), arguments.lanes) for name in waiting}
-    with ThreadPoolExecutor(arguments.lanes) as pool:
+    begun = time.monotonic()
+    alone = HURRIED if arguments.share >= 1 else math.inf
+
+    def next_one() -> str | None:
+        crowded = "crowd" in running.values()
+        if (crowded and time.monotonic() < begun + alone) or len(running) - crowded >= arguments.lanes:
+            return None
+        return next((name for name in waiting if not crowded or name in BESIDE), None)
+
+    with ThreadPoolExecutor(arguments.lanes + 1) as pool:
         while waiting or running:
-            while waiting and sum(width[name] for name in running.values()) + width[waiting[0]] <= arguments.lanes:
-                name = waiting.pop(0)
-                running[pool.submit(_run, name, scratch / name, arguments)] = name
-            for done in wait(running, return_when=FIRST_COMPLETED).done:
+            while (name := next_one()) is not None:
+                waiting.remove(name)
+                niceness = BESIDE.get(name, 0) if "crowd" in running.values() else 0
+                running[pool.submit(_run, name, scratch / name, arguments, niceness)] = name
+            for done in wait(running, 1, return_when=FIRST_COMPLETED).done:
                 told[running.pop(done)] = done.result()
     return told
 
 
-def _run(name: str, folder: Path, arguments: argparse.Namespace) -> tuple[list[Row], float]:
+def _run(name: str, folder: Path, arguments: argparse.Namespace, niceness: int) -> tuple[list[Row], float]:
     """Run one trial, and show its rows as they come."""
     folder.mkdir()
     begun = time.monotonic()
-    command = [sys.executable, "-m", "tests.stress.alone", name, str(folder), str(arguments.share), str(arguments.seed)]
+    given = (folder, arguments.share, arguments.seed, niceness)
+    command = [sys.executable, "-m", "tests.stress.alone", name, *map(str, given)]
     rows: list[Row] = []
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=ROOT) as process:
         assert process.stdout is not None

@@ -19,6 +19,8 @@ from tif1_pipeline.simulator import CdnServer, Season
 
 AREA = "concurrency"
 WORK = "tests.stress.concurrency_work"
+PATIENCE = 4
+"""Times as long as it takes at most alone: beside other trials that come first."""
 
 
 def rows(plan: Plan) -> Iterator[Row]:
@@ -212,7 +214,7 @@ def _all(row: Row, commands: list[tuple[Any, ...]], seconds: float) -> list[dict
         Path(command[2]).mkdir(exist_ok=True)
     processes = [start(*command) for command in commands]
     answers = []
-    deadline = time.monotonic() + seconds
+    deadline = time.monotonic() + PATIENCE * seconds
     try:
         for process in processes:
             output, failure = finish(process, max(1.0, deadline - time.monotonic()))

@@ -460,7 +460,7 @@ class Rotation(Kind):
 
 class Return(Kind):
     what = "SIGKILL in moving entries back from the fallback folder"
-    full = 30
+    full = 25
 
     @property
     def config(self) -> Config:
@@ -504,7 +504,7 @@ class Return(Kind):
 
 class Spread(Kind):
     what = "SIGKILL in spreading the entries over three files"
-    full = 30
+    full = 25
     shards = 3
 
     @property
@@ -538,7 +538,7 @@ class Spread(Kind):
 
 class Export(Kind):
     what = "SIGKILL in an export"
-    full = 30
+    full = 25
 
     def prepare(self) -> None:
         self.board.note(dict.fromkeys(BOTH, 2))
@@ -584,7 +584,7 @@ class Export(Kind):
 
 class Import(Kind):
     what = "SIGKILL in an import"
-    full = 30
+    full = 25
 
     def prepare(self) -> None:
         with self.cache(Config(cache_dir=self.folder / "other")) as cache:
@@ -609,7 +609,7 @@ class Import(Kind):
 
 class Dagster(Kind):
     what = "SIGKILL in a Dagster run that materializes partitions through CacheIOManager"
-    full = 30
+    full = 20
     version = 1
 
     def definition(self, version: int) -> dg.AssetsDefinition:
