@@ -59,6 +59,7 @@ def test_vacuum_returns_what_it_freed_on_disk(cache: Cache) -> None:
 def test_vacuum_refuses_when_the_disk_cannot_hold_the_copy(cache: Cache) -> None:
     fill(cache)
     cache.remove("e0")
+    cache.checkpoint()
     before = cache.get_cache_file().stat().st_size
     with pytest.raises(CacheError, match=r"takes [\d.]+ MiB of free space in .* 3\.0 MiB are free") as raised:
         upkeep.vacuum(cache._tiered, lambda _: 3 * MIB)
@@ -66,6 +67,21 @@ def test_vacuum_refuses_when_the_disk_cannot_hold_the_copy(cache: Cache) -> None
     assert raised.value.details["free_bytes"] == 3 * MIB
     assert cache.get_cache_file().stat().st_size == before
     assert ask(cache, "PRAGMA freelist_count") != 0
+
+
+def test_vacuum_empties_the_log_before_it_asks_for_room(cache: Cache) -> None:
+    fill(cache)
+    cache.remove("e0")
+    assert log_size(cache) > 0
+    logs: list[int] = []
+
+    def free_bytes(_: Path) -> int:
+        logs.append(log_size(cache))
+        return 100 * MIB
+
+    assert upkeep.vacuum(cache._tiered, free_bytes) > 0
+    assert logs
+    assert set(logs) == {0}
 
 
 def test_both_the_folder_and_that_of_temporary_files_must_have_room(

@@ -19,8 +19,6 @@ from tif1_pipeline.simulator import CdnServer, Season
 
 AREA = "concurrency"
 WORK = "tests.stress.concurrency_work"
-PATIENCE = 4
-"""Times as long as it takes at most alone: beside other trials that come first."""
 
 
 def rows(plan: Plan) -> Iterator[Row]:
@@ -37,7 +35,7 @@ def rows(plan: Plan) -> Iterator[Row]:
 
 
 def _single_flight(plan: Plan) -> Row:
-    processes, threads, keys = 8, 8, plan.count(100)
+    processes, threads, keys = 8, 8, plan.count(60)
     row = Row(AREA, f"{processes} processes x {threads} threads miss the same keys: one fetch each")
     server = MisbehavingServer()
     server.replies["flight"] = _in(0.03)
@@ -166,7 +164,7 @@ def _until(holds: Callable[[], bool], seconds: float) -> None:
 
 
 def _forks(plan: Plan) -> Row:
-    children = plan.count(100)
+    children = plan.count(60)
     row = Row(AREA, "forked while threads read, decode and write: the child reads and writes on")
     (answer,) = _all(row, [(WORK, "forks", plan.scratch / "forks", children, plan.seed)], 300) or [None]
     if answer:
@@ -192,7 +190,7 @@ def _closes(plan: Plan) -> Row:
 
 def _many_caches(plan: Plan) -> Row:
     row = Row(AREA, "caches opened, used by threads and closed in one process: nothing is left of them")
-    (answer,) = _all(row, [(WORK, "many", plan.scratch / "many", plan.count(200))], 250) or [None]
+    (answer,) = _all(row, [(WORK, "many", plan.scratch / "many", plan.count(120))], 250) or [None]
     if answer:
         row.tried = answer["tried"]
         course = Course()
@@ -214,7 +212,7 @@ def _all(row: Row, commands: list[tuple[Any, ...]], seconds: float) -> list[dict
         Path(command[2]).mkdir(exist_ok=True)
     processes = [start(*command) for command in commands]
     answers = []
-    deadline = time.monotonic() + PATIENCE * seconds
+    deadline = time.monotonic() + seconds
     try:
         for process in processes:
             output, failure = finish(process, max(1.0, deadline - time.monotonic()))

@@ -42,13 +42,13 @@ SLOWEST = 10.0
 """Seconds that one try may take."""
 
 KINDS = {
-    "decoders": ("published files that are none, or lie", 4000),
-    "codec": ("stored headers, parts and JSON of sound checksums, changed", 2500),
+    "decoders": ("published files that are none, or lie", 2500),
+    "codec": ("stored headers, parts and JSON of sound checksums, changed", 1500),
     "parts": ("cache files of strangers: sound SQLite, parts made to harm", 160),
     "databases": ("cache files of strangers: triggers, views, other tables, other programs", 60),
-    "keys": ("keys and names: paths, NUL, quotes, wildcards, 10 KB", 1500),
-    "calendar": ("names of events and sessions to resolve", 3000),
-    "settings": ("settings from environment, files and assignment", 4000),
+    "keys": ("keys and names: paths, NUL, quotes, wildcards, 10 KB", 1000),
+    "calendar": ("names of events and sessions to resolve", 2000),
+    "settings": ("settings from environment, files and assignment", 2500),
     "archives": ("backups of strangers: paths, links, devices, bombs, lies", 240),
     "trees": ("exports of strangers: paths, links, pipes, bombs, lies", 240),
     "exports": ("entries of names made to leave the folder, exported and imported", 60),

@@ -84,7 +84,7 @@ def vacuum(tiered: Tiered, free_bytes: Callable[[Path], int] = lambda path: shut
         free_bytes: Says what is free on the file system of a folder.
 
     Raises:
-        CacheError: The disk cannot hold the copy; nothing was done to that file.
+        CacheError: The disk cannot hold the copy; nothing was done to that file but to write its log back.
         CacheLockedError: Another process wrote for more than ``cache_lock_timeout``.
     """
     _refuse_read_only(tiered, "vacuum")
@@ -110,7 +110,9 @@ def _vacuum(tiered: Tiered, file: File, free_bytes: Callable[[Path], int]) -> in
     before = _disk_bytes(path)
     with file.database.raw(timeout) as connection:
         pages, free, page_size = (_pragma(connection, name) for name in ("page_count", "freelist_count", "page_size"))
-    is_resized = page_size != config.cache_page_size
+        is_resized = page_size != config.cache_page_size
+        if free or is_resized:
+            _truncate_log(connection, min(timeout, _PATIENCE_SECONDS))  # it may be what a full disk is full of
     if free or is_resized:
         _require_space(path, (pages - free) * page_size, free_bytes)
     if is_resized:
