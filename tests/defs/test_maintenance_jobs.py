@@ -438,7 +438,8 @@ def small_disk(tmp_path):
     subprocess.run(["umount", "--lazy", str(folder)], check=True)
 
 
-def test_a_full_disk_is_a_failure_that_says_so(project, small_disk):
+def test_a_full_disk_is_a_failure_that_says_so(project, small_disk, monkeypatch):
+    monkeypatch.setenv("SQLITE_TMPDIR", str(small_disk))  # the copy and the way back take the room twice
     project.cache.remove(TELEMETRY)
     config = project.tif1.get_config()
     project.tif1.close()

@@ -112,7 +112,8 @@ def _vacuum(tiered: Tiered, file: File, free_bytes: Callable[[Path], int]) -> in
         pages, free, page_size = (_pragma(connection, name) for name in ("page_count", "freelist_count", "page_size"))
         is_resized = page_size != config.cache_page_size
         if free or is_resized:
-            _truncate_log(connection, min(timeout, _PATIENCE_SECONDS))  # it may be what a full disk is full of
+            with suppress(sqlite3.OperationalError):  # what is lacking then is told by the next step
+                _truncate_log(connection, min(timeout, _PATIENCE_SECONDS))  # it may be what a full disk is full of
     if free or is_resized:
         _require_space(path, (pages - free) * page_size, free_bytes)
     if is_resized:
