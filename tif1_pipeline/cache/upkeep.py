@@ -112,8 +112,10 @@ def _vacuum(tiered: Tiered, file: File, free_bytes: Callable[[Path], int]) -> in
         pages, free, page_size = (_pragma(connection, name) for name in ("page_count", "freelist_count", "page_size"))
         is_resized = page_size != config.cache_page_size
         if free or is_resized:
+            # A full disk may be full of the log. Writers wait while this waits for readers, so not for long.
+            connection.execute(f"PRAGMA busy_timeout={round(_TRUNCATE_SECONDS * 1000)}")
             with suppress(sqlite3.OperationalError):  # what is lacking then is told by the next step
-                _truncate_log(connection, min(timeout, _PATIENCE_SECONDS))  # it may be what a full disk is full of
+                _truncate_log(connection, min(timeout, _TRUNCATE_SECONDS))
     if free or is_resized:
         _require_space(path, (pages - free) * page_size, free_bytes)
     if is_resized:
