@@ -40,6 +40,13 @@ def test_without_a_file_there_is_nothing_to_do_and_none_is_made(config: Config, 
     assert not config.cache_path.exists()
 
 
+def test_the_first_read_of_a_new_file_leaves_the_connections_and_the_log_as_they_are(cache: Cache) -> None:
+    fill(cache, 1)
+    size = log_size(cache)
+    assert cache.info("e0") is not None
+    assert log_size(cache) == size > 0
+
+
 def test_vacuum_returns_what_it_freed_on_disk(cache: Cache) -> None:
     fill(cache)
     cache.checkpoint()

@@ -408,6 +408,8 @@ class Database:
             if not ready:
                 self._create_tables(engine, settings)
                 self._set_journal_mode(engine, settings)
+                if identity is not None:
+                    self._ready = (settings, identity)  # else the first read would close all and look once more
             return engine
 
     def _create_tables(self, engine: "sa.Engine", settings: Settings) -> None:

@@ -88,7 +88,7 @@ def create_tables(connection: sa.Connection) -> None:
     if layout:
         _migrate(connection, layout)
         return
-    METADATA.create_all(connection)
+    METADATA.create_all(connection, checkfirst=False)
     connection.execute(
         CACHE_METADATA.insert(),
         [{"key": "version", "value": str(LAYOUT_VERSION)}, {"key": "created_at", "value": repr(time.time())}],
