@@ -244,6 +244,20 @@ def test_a_lease_is_given_back_however_long_others_write(database: Database) -> 
     busy.close()
 
 
+@pytest.mark.parametrize(
+    ("expires_in", "is_taken_over"),
+    [(-1.0, True), (5.0, False), (19.0, False), (3600.0, True)],  # the last by a clock that was wrong
+)
+def test_a_lease_is_taken_over_when_it_cannot_run(database: Database, expires_in: float, is_taken_over: bool) -> None:
+    with closing(sqlite3.connect(database.path)) as connection, connection:
+        connection.execute("INSERT INTO leases VALUES ('key', 'other', ?)", [time.time() + expires_in])
+    assert Leases(database)._take("key", "me") is is_taken_over
+    with closing(sqlite3.connect(database.path)) as connection:
+        owner, expires_at = connection.execute("SELECT owner, expires_at FROM leases WHERE key = 'key'").fetchone()
+    assert owner == ("me" if is_taken_over else "other")
+    assert expires_at == pytest.approx(time.time() + (10.0 if is_taken_over else expires_in), abs=2)
+
+
 def test_storing_what_was_fetched_gives_the_lease_back(cache: Cache, key: EntryKey, database: Database) -> None:
     release = Leases(database).acquire(key.text, lambda: False)
     cache.write(key, TABLE)

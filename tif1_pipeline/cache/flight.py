@@ -16,6 +16,14 @@ _log = logging.getLogger(__name__)
 LEASE_SECONDS = 10.0
 """A lease that was not renewed for so long belongs to a process that died."""
 _LOOK_UP = "SELECT expires_at, owner FROM leases WHERE key = ?"
+# As text, as those of a replacement (store.py): a lease is taken for all that is fetched, and others wait to write.
+_TAKE = (
+    "INSERT INTO leases (key, owner, expires_at) VALUES (:key, :owner, :until) "
+    "ON CONFLICT (key) DO UPDATE SET owner = excluded.owner, expires_at = excluded.expires_at "
+    "WHERE (leases.expires_at > :now AND leases.expires_at <= :far) IS NOT TRUE RETURNING key"
+)
+_RENEW = "UPDATE leases SET expires_at = :until WHERE key = :key AND owner = :owner"
+_GIVE_BACK = "DELETE FROM leases WHERE key = :key AND owner = :owner"
 _POLL_SECONDS = 0.05
 _RENEW_SECONDS = 2.0
 """To wait for the write lock when a lease is renewed; what fails is tried again."""
@@ -124,47 +132,35 @@ class Leases:
 
     def _is_running(self, expires_at: float) -> bool:
         # A lease cannot run for longer than its length: an expiry far ahead is a clock that was wrong.
-        return time.time() < expires_at <= time.time() + 2 * self._seconds
+        now = time.time()
+        return now < expires_at <= self._far(now)
+
+    def _far(self, now: float) -> float:
+        return now + 2 * self._seconds
 
     def _take(self, key: str, owner: str) -> bool:
-        import sqlalchemy as sa
-
-        from tif1_pipeline.cache.schema import LEASES
-
         with self._database.writing(self._patience) as connection:
             now = time.time()
-            held = connection.execute(sa.select(LEASES.c.expires_at).where(LEASES.c.key == key)).scalar()
-            if held is not None and self._is_running(held):
-                return False
-            connection.execute(sa.delete(LEASES).where(LEASES.c.key == key))
-            connection.execute(sa.insert(LEASES), {"key": key, "owner": owner, "expires_at": now + self._seconds})
-        return True
+            wanted = {"key": key, "owner": owner, "now": now, "until": now + self._seconds, "far": self._far(now)}
+            return connection.exec_driver_sql(_TAKE, wanted).first() is not None
 
     def _renew(self, key: str, owner: str, stop: threading.Event) -> None:
-        import sqlalchemy as sa
-
-        from tif1_pipeline.cache.schema import LEASES
-
-        mine = sa.and_(LEASES.c.key == key, LEASES.c.owner == owner)
         while not stop.wait(self._seconds / 3):
             try:
                 with self._database.writing(_RENEW_SECONDS) as connection:
-                    connection.execute(sa.update(LEASES).where(mine).values(expires_at=time.time() + self._seconds))
+                    renewed = {"key": key, "owner": owner, "until": time.time() + self._seconds}
+                    connection.exec_driver_sql(_RENEW, renewed)
             except CacheError as error:
                 _log.debug("lease on %s not renewed: %s", key, error)
 
     def _release(self, key: str, owner: str) -> None:
-        import sqlalchemy as sa
-
-        from tif1_pipeline.cache.schema import LEASES
-
         try:
             held = self._held(key)
             if held is None or held[1] != owner:  # what was fetched is stored, which has ended it
                 return
             # As long as for taking it. After less, under load, it would be left to run out, and others wait for that.
             with self._database.writing(self._patience) as connection:
-                connection.execute(sa.delete(LEASES).where(sa.and_(LEASES.c.key == key, LEASES.c.owner == owner)))
+                connection.exec_driver_sql(_GIVE_BACK, {"key": key, "owner": owner})
         except CacheVersionError:
             raise
         except CacheError as error:
