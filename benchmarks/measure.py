@@ -74,6 +74,7 @@ def ask(side: str, script: str, **request: Any) -> dict[str, Any]:
     """
     environment = {name: value for name, value in os.environ.items() if not name.startswith(("TIF1_", "DAGSTER_"))}
     command = [str(peers.python_of(side)), str(SIDES / script), json.dumps(request)]
+    os.sync()  # what the last one wrote is not to be waited for by the next
     started = time.perf_counter()
     ran = subprocess.run(
         command,
