@@ -9,6 +9,7 @@ from typing import Any
 
 import pyarrow as pa
 
+from tif1_pipeline.datasets import DATETIME
 from tif1_pipeline.exceptions import EventNotFoundError, SessionNotFoundError
 from tif1_pipeline.keys import SessionKey, event_slug, fold, session_name
 
@@ -254,17 +255,22 @@ def _event(year: int, row: dict[str, Any]) -> Event:
 def _rows(table: pa.Table) -> Iterator[dict[str, Any]]:
     """Give the rows, with times as Python has them, and no time spans.
 
-    Made from numbers: Arrow imports its conversion to pandas to make them, which takes as long as the rest of this.
+    Made from numbers: Arrow imports its conversion to pandas to make them, which takes as long as the rest of this, and
+    a cast takes it longer than all the numbers of a column.
     """
     names = [field.name for field in table.schema if not pa.types.is_duration(field.type)]
     columns = []
     for column in table.select(names).columns:
-        if pa.types.is_timestamp(column.type):
-            numbers = column.cast(pa.timestamp("us"), safe=False).cast(pa.int64()).to_pylist()
-            columns.append([None if number is None else _EPOCH + timedelta(microseconds=number) for number in numbers])
+        if column.type == DATETIME:
+            numbers = [number for chunk in column.chunks for number in chunk.view(pa.int64()).to_pylist()]
+            columns.append([None if number is None else _moment(number) for number in numbers])
         else:
             columns.append(column.to_pylist())
     return (dict(zip(names, row, strict=True)) for row in zip(*columns, strict=True))
+
+
+def _moment(nanoseconds: int) -> datetime:
+    return _EPOCH + timedelta(microseconds=nanoseconds // 1000)
 
 
 def _utc(moment: datetime | None) -> datetime | None:

@@ -28,8 +28,10 @@ SESSION_TYPES = tuple(SESSION_SHORT_FORMS.values())
 
 def fold(text: str) -> str:
     """Return the text without accents, case and punctuation, words parted by one space: how names are compared."""
-    decomposed = unicodedata.normalize("NFKD", text)
-    plain = "".join(char for char in decomposed if not unicodedata.combining(char))
+    plain = text
+    if not text.isascii():  # few names are not, and this takes most of the time
+        decomposed = unicodedata.normalize("NFKD", text)
+        plain = "".join(char for char in decomposed if not unicodedata.combining(char))
     return " ".join(re.findall(r"[^\W_]+", plain.casefold()))
 
 

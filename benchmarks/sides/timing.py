@@ -12,8 +12,8 @@ from typing import Any
 
 LATER = 7
 """Reads after the first whose median is taken."""
-_FREE = 512 << 20
-"""Bytes of memory that are made sure of: more than any reading takes."""
+_FREE = 2 << 30
+"""Bytes of memory that are made sure of: more than five sessions take on either side."""
 
 
 def request() -> dict[str, Any]:
