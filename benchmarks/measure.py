@@ -44,10 +44,11 @@ class Row:
     @property
     def ratio(self) -> float | None:
         """How many times as much the peer took: the median over the pairs of runs that followed each other."""
-        if not self.theirs or not min(self.ours):
+        if not self.theirs or (middle := statistics.median(self.ours)) <= 0:
             return None
-        if len(self.ours) != len(self.theirs):
-            return statistics.median(self.theirs) / statistics.median(self.ours)
+        # What is more than something else can come out below zero.
+        if len(self.ours) != len(self.theirs) or min(self.ours) <= 0:
+            return statistics.median(self.theirs) / middle
         return statistics.median(theirs / ours for ours, theirs in zip(self.ours, self.theirs, strict=True))
 
     @property

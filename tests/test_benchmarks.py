@@ -20,6 +20,9 @@ def test_a_ratio_is_of_the_runs_that_followed_each_other():
     assert row.met
     assert Row("work", [10], "peer", [39], target=4.0).met is False
     assert Row("work", [10]).ratio is None
+    more = Row("more than without", [8.0, -1.0, 5.0], "at most", [25.0] * 3, target=1.0)
+    assert (more.ratio, more.met) == (5, True)
+    assert Row("more than without", [1.0, -1.0, -2.0], "at most", [25.0] * 3, target=1.0).met is None
 
 
 def test_the_table_is_written_between_its_marks_and_nowhere_else(tmp_path, monkeypatch):
