@@ -1,8 +1,8 @@
 """Damage to every place of a cache file: what is read is right, or missing and then fetched anew, never anything else.
 
-Each damage is done to a copy of a file that was built once, and read with ``cache_verify_checksum`` on; each third one
-is read with it off, too. That is done in processes of their own, so that a crash, a hang or a hunger for memory of what
-decodes it is seen. Run as a module with arguments, it is such a process.
+Each damage is done to copies of a file that was built once, and read with ``cache_verify_checksum`` on and off. That is
+done in processes of their own, so that a crash, a hang or a hunger for memory of what decodes it is seen. Run as a
+module with arguments, it is such a process.
 """
 
 import faulthandler
@@ -39,8 +39,8 @@ SECONDS = 120.0
 """For one damage, at most, beside other trials that come first; it takes a tenth of a second alone."""
 BATCH = 200
 """Damages a process, at most."""
-UNCHECKED = 3
-"""One damage of so many is read without checksums, too."""
+CHECKED = (True, False)
+"""``cache_verify_checksum``, of the two readings of each damage."""
 MENDED = 3
 """Entries that are fetched anew after a damage, of those that are missing."""
 
@@ -650,8 +650,7 @@ def examine(scratch: Path, number: int, jobs: list[tuple[str, str]]) -> None:
                 file = chance.choice(list(PAGE_SIZES))
             reader = Reader(file, stored[file], expected[file], is_whole=place == "nothing")
             faulthandler.dump_traceback_later(SECONDS, exit=True)
-            checks = (True,) if int(seed.rpartition(" ")[2]) % UNCHECKED else (True, False)
-            for check in checks:
+            for check in CHECKED:
                 copy = folder / f"{count}{'on' if check else 'off'}"
                 copy.mkdir(parents=True)
                 damaged = {name: bytearray(data) for name, data in contents[file].items()}
@@ -671,7 +670,7 @@ def examine(scratch: Path, number: int, jobs: list[tuple[str, str]]) -> None:
             faulthandler.cancel_dump_traceback_later()
             result = {
                 "place": place,
-                "tried": len(checks),
+                "tried": len(CHECKED),
                 "wrong": [f"[{seed}] {file}: {text}" for text in reader.wrong],
                 "unseen": reader.unseen,
                 "refetched": reader.refetched,
