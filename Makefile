@@ -30,8 +30,8 @@ demo: .venv/.installed  ## Fetch, materialize and load a whole race weekend; DAT
 dev: .venv/.installed  ## The Dagster UI on loopback; DEMO=1 opens it on what the demo made
 	@$(BIN)/tif1-pipeline dev $(if $(DEMO),--demo) $(if $(PORT),--port $(PORT))
 
-# Three at once on two cores: the tests wait for half of their time. In the order of their files, so that the test that
-# takes longest, alone in its file, is not the last to begin.
+# Three at once on two cores, as tests wait much. In the order of their files, so that the test that takes longest, alone
+# in its file, is not the last to begin.
 test: .venv/.installed-dev  ## Lint, types and the tests; ALL=1 with those that take long
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .

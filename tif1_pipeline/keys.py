@@ -29,7 +29,7 @@ SESSION_TYPES = tuple(SESSION_SHORT_FORMS.values())
 def fold(text: str) -> str:
     """Return the text without accents, case and punctuation, words parted by one space: how names are compared."""
     plain = text
-    if not text.isascii():  # few names are not, and this takes most of the time
+    if not text.isascii():  # few names are not
         decomposed = unicodedata.normalize("NFKD", text)
         plain = "".join(char for char in decomposed if not unicodedata.combining(char))
     return " ".join(re.findall(r"[^\W_]+", plain.casefold()))
