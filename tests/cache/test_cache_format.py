@@ -10,11 +10,13 @@ from pathlib import Path
 
 import pyarrow as pa
 import pytest
+import sqlalchemy as sa
 
 import tif1_pipeline
 from tif1_pipeline.cache import Cache, Fresh, Source
 from tif1_pipeline.cache.codec import FORMAT_VERSION
 from tif1_pipeline.cache.connection import APPLICATION_ID, LAYOUT_VERSION, create_file, layout_of
+from tif1_pipeline.cache.schema import METADATA
 from tif1_pipeline.config import Config
 from tif1_pipeline.datasets import DATASETS
 from tif1_pipeline.keys import EntryKey, SessionKey
@@ -278,6 +280,19 @@ def former(config: Config, open_cache: Callable[..., Cache]) -> Config:
     return config
 
 
+def test_a_new_file_has_the_tables_that_queries_are_made_for(config: Config, cache: Cache) -> None:
+    cache.write(ASSET, {"a": 1})
+    engine = sa.create_engine("sqlite://")
+    with engine.connect() as connection:
+        METADATA.create_all(connection)
+        wanted = connection.exec_driver_sql("SELECT type, name, sql FROM sqlite_master").all()
+    made = sql(config, "SELECT type, name, sql FROM sqlite_master")
+    assert len(made) > 10
+    assert {(*row[:2], "".join((row[2] or "").split())) for row in made} == {
+        (*row[:2], "".join((row[2] or "").split())) for row in wanted
+    }
+
+
 def check_migrated(config: Config, cache: Cache) -> None:
     check(cache)
     assert cache.get_stats()["total_entries"] == 43
@@ -321,7 +336,7 @@ def test_processes_that_open_a_former_file_at_once_migrate_it_once(
     former: Config, open_cache: Callable[..., Cache], start: Callable[..., subprocess.Popen[str]], tmp_path: Path
 ) -> None:
     script = """
-    import tif1_pipeline.cache.schema
+    import sqlalchemy, tif1_pipeline.cache.layout
     go = Path(sys.argv[2])
     print("ready", flush=True)
     while not go.exists():
@@ -342,24 +357,22 @@ def test_processes_that_open_a_former_file_at_once_migrate_it_once(
     check_migrated(former, cache)
 
 
-@pytest.mark.parametrize("after", [0, 1, 2, 3])
+@pytest.mark.parametrize("after", [1, 2, 3, 4])
 def test_a_kill_in_the_migration_leaves_the_former_file_whole(
     former: Config, open_cache: Callable[..., Cache], start: Callable[..., subprocess.Popen[str]], after: int
 ) -> None:
     script = """
-    import sqlalchemy as sa
-    from tif1_pipeline.cache import schema
-    migrate, number = schema._migrate, 0
-    def counted(connection, layout):
-        @sa.event.listens_for(connection, "before_cursor_execute")
-        def count(connection, cursor, statement, *_):
-            global number
-            if number == int(sys.argv[2]):
-                os.kill(os.getpid(), signal.SIGKILL)
-            number += 1
-        migrate(connection, layout)
+    from tif1_pipeline.cache import layout
+    create, statements = layout.create_tables, []
+    def count(statement):
+        if len(statements) == int(sys.argv[2]):
+            os.kill(os.getpid(), signal.SIGKILL)
+        statements.append(statement)
+    def counted(connection):
+        connection.set_trace_callback(count)
+        create(connection)
         os.kill(os.getpid(), signal.SIGKILL)  # all is done but the commit
-    schema._migrate = counted
+    layout.create_tables = counted
     cache.open()
     """
     process = start(script, str(after))

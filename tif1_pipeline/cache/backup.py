@@ -13,7 +13,6 @@ from contextlib import closing, contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
 
-import sqlalchemy as sa
 from sqlalchemy.exc import DBAPIError
 
 from tif1_pipeline import __version__
@@ -23,7 +22,8 @@ from tif1_pipeline.cache.connection import LAYOUT_VERSION, check_marks, create_f
 from tif1_pipeline.cache.database import Database
 from tif1_pipeline.cache.failures import opening
 from tif1_pipeline.cache.files import File
-from tif1_pipeline.cache.schema import ENTRIES, PARTS, create_tables
+from tif1_pipeline.cache.layout import create_tables
+from tif1_pipeline.cache.schema import ENTRIES, PARTS
 from tif1_pipeline.cache.tiered import Tiered
 from tif1_pipeline.cache.usage import ADD_COUNTER
 from tif1_pipeline.exceptions import (
@@ -425,11 +425,9 @@ def _take_little_memory(connection: sqlite3.Connection) -> None:
 
 
 def _bring_up_to_date(connection: sqlite3.Connection) -> None:
-    engine = sa.create_engine("sqlite://", creator=lambda: connection, poolclass=sa.StaticPool)
-    with engine.connect() as wrapped:
-        wrapped.exec_driver_sql("BEGIN IMMEDIATE")
-        create_tables(wrapped)
-        wrapped.exec_driver_sql("COMMIT")
+    connection.execute("BEGIN IMMEDIATE")
+    create_tables(connection)
+    connection.execute("COMMIT")
 
 
 def _reporting(page_size: int, advance: Advance, timeout: float) -> Callable[[int, int, int], None]:

@@ -413,14 +413,15 @@ class Database:
             return engine
 
     def _create_tables(self, engine: "sa.Engine", settings: Settings) -> None:
-        from tif1_pipeline.cache.schema import create_tables
+        from tif1_pipeline.cache.layout import create_tables
 
         with (
             engine.connect().execution_options(lock_seconds=settings.lock_timeout) as connection,
             self._synced(connection),  # a new file is not in WAL mode yet
             connection.begin(),
         ):
-            create_tables(connection)
+            driver: Any = connection.connection.driver_connection
+            create_tables(driver)
 
     def _set_journal_mode(self, engine: "sa.Engine", settings: Settings) -> None:
         # Comes last: in WAL mode the marks in the header could sit in the log alone, and the next process would take

@@ -1,10 +1,6 @@
-"""The tables of a cache file, in SQLAlchemy Core; imported by the first write, never by a read."""
-
-import time
+"""The tables that :mod:`~tif1_pipeline.cache.layout` makes, in SQLAlchemy Core, for queries over many entries."""
 
 import sqlalchemy as sa
-
-from tif1_pipeline.cache.connection import APPLICATION_ID, LAYOUT_VERSION
 
 METADATA = sa.MetaData()
 
@@ -51,7 +47,6 @@ PARTS = sa.Table(
     sa.Column("name", sa.Text, nullable=False),
     sa.Column("size", sa.Integer, nullable=False),
     sa.Column("checksum", sa.Text, nullable=False),
-    # Last, so that reading the columns before it never touches the pages of the blob.
     sa.Column("data", sa.LargeBinary, nullable=False),
     sa.Index("parts_entry", "entry_id", "ordinal", unique=True),
 )
@@ -70,37 +65,3 @@ CACHE_METADATA = sa.Table(
     sa.Column("key", sa.Text, primary_key=True),
     sa.Column("value", sa.Text, nullable=False),
 )
-
-
-MIGRATIONS: dict[int, tuple[str, ...]] = {
-    # Blobs can be encrypted; those of former files are not.
-    1: ("ALTER TABLE entries ADD COLUMN encryption TEXT",),
-}
-"""What makes a file of one layout one of the next."""
-
-
-def create_tables(connection: sa.Connection) -> None:
-    """Create the tables and mark the file as ours, or bring it from a former layout to this one.
-
-    Within the caller's transaction, which holds the write lock: whoever comes second finds it done.
-    """
-    layout = connection.exec_driver_sql("PRAGMA user_version").scalar_one()
-    if layout:
-        _migrate(connection, layout)
-        return
-    METADATA.create_all(connection, checkfirst=False)
-    connection.execute(
-        CACHE_METADATA.insert(),
-        [{"key": "version", "value": str(LAYOUT_VERSION)}, {"key": "created_at", "value": repr(time.time())}],
-    )
-    connection.exec_driver_sql(f"PRAGMA application_id={APPLICATION_ID}")
-    connection.exec_driver_sql(f"PRAGMA user_version={LAYOUT_VERSION}")
-
-
-def _migrate(connection: sa.Connection, layout: int) -> None:
-    for former in range(layout, LAYOUT_VERSION):
-        for statement in MIGRATIONS[former]:
-            connection.exec_driver_sql(statement)
-    if layout < LAYOUT_VERSION:
-        connection.execute(sa.update(CACHE_METADATA).filter_by(key="version").values(value=str(LAYOUT_VERSION)))
-        connection.exec_driver_sql(f"PRAGMA user_version={LAYOUT_VERSION}")
