@@ -222,6 +222,36 @@ def test_hostile_answers_are_refused(client, config, server, answer, told):
         client.fetch(FILE, bytes)
 
 
+def test_each_request_of_a_connection_has_its_own_time(client, config, server):
+    config.update({"cdn_urls": [server.mirror("a")], "max_retries": 0, "request_timeout": 1})
+    connections = set()
+
+    def reply(exchange):
+        connections.add(exchange.client_address)
+        exchange.send()
+
+    server.replies["a"] = reply
+    client.fetch(FILE, bytes)
+    time.sleep(0.7)
+    server.replies["a"] = lambda exchange: (time.sleep(0.6), reply(exchange))
+    assert client.fetch(FILE, bytes).value == BODY  # 1.3 s after the first one
+    server.replies["a"] = lambda exchange: (connections.add(exchange.client_address), exchange.stall())
+    started = time.monotonic()
+    with pytest.raises(NetworkError, match="silence for 1 s"):
+        client.fetch(FILE, bytes)
+    assert 1 <= time.monotonic() - started < 3
+    config.request_timeout = 0.3
+    server.replies["a"] = reply
+    client.fetch(FILE, bytes)
+    config.request_timeout = 60
+    client.fetch(FILE, bytes)
+    config.request_timeout = 0.3
+    server.replies["a"] = lambda exchange: exchange.stall()
+    with pytest.raises(NetworkError, match=r"silence for 0\.3 s"):
+        client.fetch(FILE, bytes)
+    assert len(connections) == 2
+
+
 def test_a_trailer_is_no_header(client, config, server):
     config.update({"cdn_urls": [server.mirror("a")], "max_retries": 0})
     chunked = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n2\r\n{}\r\n0\r\n"

@@ -158,7 +158,10 @@ class Connection(asyncio.Protocol):
         loop = asyncio.get_running_loop()
         self._timeout = timeout
         self._heard_at = loop.time()
-        self._timer = loop.call_at(self._heard_at + timeout, self._look_at_clock)
+        due = self._heard_at + timeout
+        if self._timer is None or self._timer.when() > due:
+            self._stop_timer()
+            self._timer = loop.call_at(due, self._look_at_clock)
         self._transport.write(head)
         while not answer.status:
             await self._wait()
@@ -172,18 +175,16 @@ class Connection(asyncio.Protocol):
 
     def finish(self) -> bool:
         """End an exchange; tells whether the connection can be used again. An unfinished one closes it."""
-        answer = self._end_exchange()
+        answer, self._answer = self._answer, None
         if answer is None or not (answer.complete and answer.keeps_alive and self._error is None and self.is_usable):
             self.close()
             return False
         return True
 
-    def _end_exchange(self) -> Answer | None:
-        answer, self._answer = self._answer, None
+    def _stop_timer(self) -> None:
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
-        return answer
 
     def close(self) -> None:
         """Close it at once; what is still under way is lost."""
@@ -197,7 +198,7 @@ class Connection(asyncio.Protocol):
             OSError: The certificate is not the host's, or the handshake failed.
         """
         assert self._transport is not None  # noqa: S101 - connected
-        self._end_exchange()
+        self._answer = None
         loop = asyncio.get_running_loop()
         self._transport = await loop.start_tls(self._transport, self, context, server_hostname=host)  # type: ignore[arg-type,assignment]
 
@@ -225,7 +226,10 @@ class Connection(asyncio.Protocol):
         self.close()
 
     def _look_at_clock(self) -> None:
-        # One timer an exchange, moved on when it rings: data comes far more often than it is needed.
+        # One timer for all exchanges, moved on when it rings: they are far more than it is needed for.
+        self._timer = None
+        if self._answer is None:
+            return
         loop = asyncio.get_running_loop()
         due = self._heard_at + self._timeout
         if loop.time() < due:
@@ -259,6 +263,7 @@ class Connection(asyncio.Protocol):
     def connection_lost(self, exc: Exception | None) -> None:
         """End; what is under way is complete only if nothing was missing."""
         self._register.discard(self)
+        self._stop_timer()
         answer = self._answer
         if answer is None:
             return

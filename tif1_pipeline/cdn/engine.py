@@ -96,6 +96,8 @@ class Engine:
             number, file = turn
             try:
                 outcomes[number] = await self.fetch(file, lambda body: decode(file, body), None, counters)
+                # What has come together is decoded together, before anything else takes its memory out of the caches.
+                await asyncio.sleep(0)
             except Tif1Error as error:
                 _clear_frames(error)
                 outcomes[number] = error

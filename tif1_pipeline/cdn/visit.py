@@ -3,7 +3,7 @@
 import asyncio
 import contextlib
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Generic, Literal
 
@@ -166,12 +166,14 @@ class Visit(Generic[T]):
     async def _take_retry_turn(self) -> None:
         if self._has_retry_turn:
             return
-        with self._on_the_clock():
-            try:
-                async with asyncio.timeout(self._seconds_left):
-                    await self._mirror.take_retry_turn()
-            except TimeoutError:
-                raise MirrorError("network", "no time left for a retry", blames_mirror=False) from None
+        started = time.monotonic()
+        try:
+            async with asyncio.timeout(self._seconds_left):
+                await self._mirror.take_retry_turn()
+        except TimeoutError:
+            raise MirrorError("network", "no time left for a retry", blames_mirror=False) from None
+        finally:
+            self._seconds_left -= time.monotonic() - started
         self._has_retry_turn = True
 
     async def _try(self) -> Fetched[T]:
@@ -190,29 +192,32 @@ class Visit(Generic[T]):
             if self._tries > 1:
                 self._count(retries=1)
             seconds = min(self._limits.try_seconds, self._seconds_left)
-            with self._on_the_clock():
-                try:
-                    async with asyncio.timeout(seconds):
-                        answer, exchange = await self._ask()
-                    return answer if answer.value is None else await self._unpacked(answer.value, exchange)
-                except TimeoutError:
-                    fault = MirrorError("network", f"not complete within {seconds:.3g} s", retryable=True)
-                except httpx.TimeoutException as error:
-                    what = "no connection" if isinstance(error, httpx.ConnectTimeout) else "silence"
-                    fault = MirrorError("network", f"{what} for {self._limits.timeout:g} s", retryable=True)
-                except httpx.TransportError as error:
-                    fault = MirrorError("network", f"{type(error).__name__}: {error}", retryable=True)
-                except MirrorError as error:
-                    fault = error
+            started = time.monotonic()
+            try:
+                async with asyncio.timeout(seconds):
+                    answer, exchange = await self._ask()
+                return answer if answer.value is None else await self._unpacked(answer, exchange)
+            except TimeoutError:
+                fault = MirrorError("network", f"not complete within {seconds:.3g} s", retryable=True)
+            except httpx.TimeoutException as error:
+                what = "no connection" if isinstance(error, httpx.ConnectTimeout) else "silence"
+                fault = MirrorError("network", f"{what} for {self._limits.timeout:g} s", retryable=True)
+            except httpx.TransportError as error:
+                fault = MirrorError("network", f"{type(error).__name__}: {error}", retryable=True)
+            except MirrorError as error:
+                fault = error
+            finally:
+                self._seconds_left -= time.monotonic() - started
             if fault.blames_mirror:
                 self._mirror.stumbled()
             raise fault
 
-    async def _unpacked(self, wire: bytes, exchange: Exchange) -> Fetched[bytes]:
-        body = await self._tools.inflater.inflate(wire, exchange.header("content-encoding") or "")
+    async def _unpacked(self, answer: Fetched[bytes], exchange: Exchange) -> Fetched[bytes]:
+        assert answer.value is not None  # noqa: S101 - it came with a body
+        body = await self._tools.inflater.inflate(answer.value, exchange.header("content-encoding") or "")
         check_json(exchange, body)
         self._mirror.answered()
-        return Fetched(body, _validators_of(exchange), self._url, len(body))
+        return Fetched(body, answer.validators, answer.url, len(body))
 
     async def _ask(self) -> tuple[Fetched[bytes], Exchange]:
         """Return the answer, with the body as it is on the wire."""
@@ -318,14 +323,6 @@ class Visit(Generic[T]):
     def _count(self, *, requests: int = 0, bytes: int = 0, retries: int = 0) -> None:
         for stats in self._counters:
             stats.add(requests=requests, bytes=bytes, retries=retries)
-
-    @contextlib.contextmanager
-    def _on_the_clock(self) -> Iterator[None]:
-        started = time.monotonic()
-        try:
-            yield
-        finally:
-            self._seconds_left -= time.monotonic() - started
 
 
 def _validators_of(exchange: Exchange) -> Validators:
