@@ -5,6 +5,9 @@ from pathlib import Path
 
 import pytest
 
+# definitions.py ignores it when it is imported, which another test of the process may have had it do.
+pytestmark = pytest.mark.filterwarnings("ignore::dagster.BetaWarning")
+
 README = (Path(__file__).parent.parent / "README.md").read_text(encoding="utf-8")
 BLOCKS = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
 
