@@ -38,8 +38,8 @@ NOT_RUN = {
 SLOW = {"guides/command-line.md", "guides/operations.md"}
 """Pages with many commands, each a process that imports everything."""
 
-# What Apprise imports when it is first asked whether a URL is one.
 pytestmark = [
+    # What Apprise imports when it is first asked whether a URL is one.
     pytest.mark.filterwarnings("ignore:'imghdr' is deprecated:DeprecationWarning"),
     # definitions.py ignores it when it is imported, which another test of the process may have had it do.
     pytest.mark.filterwarnings("ignore::dagster.BetaWarning"),

@@ -20,7 +20,7 @@ def make_engine(settings: Settings, identity: Identity | None, size: int) -> sa.
         size: Connections at most.
     """
     engine = sa.create_engine(
-        sa.URL.create("sqlite"),  # not as a text, for whose parts SQLAlchemy compiles a pattern of 1 ms
+        sa.URL.create("sqlite"),  # of a text SQLAlchemy compiles a pattern first: 0.4 ms
         creator=lambda: sqlite.connect(settings, identity),
         poolclass=sa.QueuePool,
         pool_size=size,

@@ -226,7 +226,7 @@ class Connection(asyncio.Protocol):
         self.close()
 
     def _look_at_clock(self) -> None:
-        # One timer for all exchanges, moved on when it rings: they are far more than it is needed for.
+        # One timer for all exchanges, moved on when it rings: requests come far more often than it is needed.
         self._timer = None
         if self._answer is None:
             return

@@ -178,7 +178,7 @@ def integers(array: np.ndarray, where: Place) -> pa.Array:
     check_integers(array, where)
     missing = np.isnan(array)
     kind = where.column.type
-    return pa.array(np.where(missing, 0, array).astype(_numpy_type(kind)), kind, mask=missing)
+    return pa.array(np.where(missing, 0, array).astype(kind.to_pandas_dtype()), kind, mask=missing)
 
 
 def check_integers(array: np.ndarray, where: Place) -> None:
@@ -188,16 +188,11 @@ def check_integers(array: np.ndarray, where: Place) -> None:
         InvalidDataError: One is not.
     """
     with np.errstate(invalid="ignore"):
-        wrong = array.astype(_numpy_type(where.column.type)) != array
+        wrong = array.astype(where.column.type.to_pandas_dtype()) != array
     if wrong.any():
         wrong &= ~np.isnan(array)
     if wrong.any():
         raise where.refuse(float(array[wrong][0]), "whole number of the column's range")
-
-
-def _numpy_type(integers: pa.DataType) -> np.dtype:
-    # By its name, which is numpy's, too: to_pandas_dtype() imports 1 ms of what only frames made by Arrow need.
-    return np.dtype(str(integers))
 
 
 def flags(values: Sequence[Any], where: Place) -> pa.Array:
